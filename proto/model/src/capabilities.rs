@@ -1,0 +1,138 @@
+//! What a host has been seen to do. Probed, never assumed: each claim says how it was found.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+/// What an agent reports of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCapabilities {
+    /// The kernel's node name.
+    #[serde(default)]
+    pub hostname: String,
+    /// `x86_64` and so on, as `uname -m` says.
+    #[serde(default)]
+    pub arch: String,
+    /// Kernel release.
+    #[serde(default)]
+    pub kernel: String,
+    /// Model name of the first CPU.
+    #[serde(default)]
+    pub cpu_model: String,
+    /// Feature flags of the first CPU.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub cpu_features: BTreeSet<String>,
+    /// Online CPUs.
+    pub cpus: u32,
+    /// Total memory, MiB.
+    pub mem_mib: u64,
+    /// Free space of the volume folder when last reported, MiB.
+    pub disk_free_mib: u64,
+    /// Address at which other hosts reach this one for migration.
+    #[serde(default)]
+    pub address: String,
+    /// Networks a NIC may name here, and what stands behind each.
+    #[serde(default)]
+    pub networks: BTreeMap<String, String>,
+    /// Hypervisors that answered.
+    pub drivers: Vec<DriverCapabilities>,
+}
+
+impl HostCapabilities {
+    /// The driver of that name, when it was found.
+    #[must_use]
+    pub fn driver(&self, name: DriverName) -> Option<&DriverCapabilities> {
+        self.drivers.iter().find(|driver| driver.name == name)
+    }
+}
+
+/// Which hypervisor driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverName {
+    /// QEMU, with KVM or TCG.
+    #[default]
+    Qemu,
+    /// The simulated hypervisor.
+    Test,
+}
+
+impl std::fmt::Display for DriverName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Qemu => "qemu",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// What one driver has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverCapabilities {
+    /// Which.
+    pub name: DriverName,
+    /// The hypervisor's own version text.
+    pub version: String,
+    /// Ways to run a vCPU, usable or not, with the evidence.
+    pub accels: Vec<AccelProbe>,
+    /// Machine types it offers among those Dunlin knows.
+    pub machines: BTreeSet<String>,
+    /// CPU models it offers.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub cpu_models: BTreeSet<String>,
+    /// Optional powers it has here.
+    pub powers: BTreeSet<DriverPower>,
+}
+
+impl DriverCapabilities {
+    /// Has a vCPU been seen to run this way?
+    #[must_use]
+    pub fn can_run(&self, accel: Accel) -> bool {
+        self.accels.iter().any(|probe| probe.accel == accel && probe.usable)
+    }
+}
+
+/// How vCPUs are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accel {
+    /// The kernel's virtual machine monitor.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+    /// Nothing runs: the test driver.
+    Simulated,
+}
+
+/// What came of trying to run a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccelProbe {
+    /// What was tried.
+    pub accel: Accel,
+    /// Whether a vCPU ran.
+    pub usable: bool,
+    /// What was seen, in a sentence.
+    pub evidence: String,
+}
+
+/// What a driver may or may not be able to do, beyond start and stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverPower {
+    /// Pause and resume.
+    Pause,
+    /// Press the guest's power button.
+    Shutdown,
+    /// Restart the guest's machine at once.
+    Reset,
+    /// Save to a file and restore from it.
+    Save,
+    /// Move a running guest to another host.
+    Migrate,
+    /// Move a running guest together with disks that only its host has.
+    MigrateStorage,
+    /// A serial console.
+    Console,
+    /// A VNC display.
+    Vnc,
+}

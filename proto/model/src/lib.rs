@@ -1,0 +1,31 @@
+//! The vocabulary of Dunlin: what the fleet is made of and what may be asked of it.
+//!
+//! Owns ids, units, specs, statuses, capabilities, the contract between controllers and agents, and the table of
+//! public errors. Validated and pure: no I/O, no clock, no async, and no generated protocol type.
+//!
+//! Every object reads as `{kind, metadata, spec, status}`: the spec is what somebody asked for, the status what the
+//! fleet reports. Start at [`Object`], then [`Vm`](vm::Vm) and [`fleet`](desired) for what a host is told.
+
+pub mod capabilities;
+pub mod cluster;
+pub mod code;
+pub mod desired;
+pub mod event;
+pub mod host;
+pub mod id;
+pub mod image;
+pub mod invalid;
+pub mod meta;
+pub mod migration;
+pub mod object;
+pub mod observed;
+pub mod task;
+pub mod vm;
+
+pub use code::ErrorCode;
+pub use id::{
+    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId, Revision, TaskId, VmId,
+};
+pub use invalid::Invalid;
+pub use meta::{Labels, Metadata, Name, Resource, Secret, Timestamp};
+pub use object::{Kind, Object};

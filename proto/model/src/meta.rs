@@ -1,0 +1,175 @@
+//! What every object carries: its name, identity, labels and counters.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Generation, Invalid, Revision};
+
+/// Free key/value marks on an object, for selectors and people.
+pub type Labels = BTreeMap<String, String>;
+
+/// Longest name, in bytes: it must fit a DNS label and a file name.
+pub const NAME_MAX: usize = 63;
+/// Most labels on one object; more is a database, not a label set.
+pub const LABELS_MAX: usize = 64;
+/// Longest label key or value, in bytes.
+pub const LABEL_MAX: usize = 253;
+
+/// An object's name: unique within its kind, 1 to 63 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let allowed = "1 to 63 of A-Z a-z 0-9 . _ - beginning with a letter or digit";
+        let body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let head = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+        if head && text.len() <= NAME_MAX && text.chars().all(body) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Invalid::new("name", format!("{text:?} is not a name"), allowed))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Milliseconds since 1970-01-01T00:00:00Z, as the proposer's clock stamped them. Reads as RFC 3339 in JSON and YAML.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// Milliseconds from `earlier` to this, 0 when the clocks disagree.
+    #[must_use]
+    pub const fn millis_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = i64::try_from(self.0).unwrap_or(i64::MAX);
+        match jiff::Timestamp::from_millisecond(millis) {
+            Ok(at) => write!(f, "{at:.3}"),
+            Err(_) => write!(f, "{millis} ms"),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let at: jiff::Timestamp = text.parse().map_err(serde::de::Error::custom)?;
+        u64::try_from(at.as_millisecond()).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A text that is kept but never shown: `Debug` and `Display` hide it. Only the log and the host that needs it
+/// serialise it; the API edge redacts it first.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// What a redacted secret reads as; writing it back keeps the stored one.
+    pub const REDACTED: &'static str = "********";
+
+    /// Keeps `text`.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::REDACTED)
+    }
+}
+
+/// The identity card of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata<Id> {
+    /// Unique within the kind.
+    pub name: Name,
+    /// Minted once, never reused.
+    pub uid: Id,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    /// Marks for selectors.
+    pub labels: Labels,
+    /// Counts the changes of the spec.
+    pub generation: Generation,
+    /// The cluster's revision at this object's last write.
+    pub revision: Revision,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// One object: what it is called, what was asked, what is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resource<Id, Spec, Status> {
+    /// Identity and counters.
+    pub metadata: Metadata<Id>,
+    /// What somebody asked for.
+    pub spec: Spec,
+    /// What the fleet reports. Never written by a user.
+    pub status: Status,
+}
+
+/// Refuses labels that are too many, too long or have an empty key.
+pub fn validate_labels(labels: &Labels) -> Result<(), Invalid> {
+    crate::invalid::in_range("metadata.labels", labels.len() as u64, 0..=LABELS_MAX as u64)?;
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > LABEL_MAX || value.len() > LABEL_MAX {
+            let field = format!("metadata.labels[{key:?}]");
+            return Err(Invalid::new(field, "the key is empty, or key or value too long", "keys of 1 to 253 bytes, values up to 253"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The kinds of object, and any one of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::cluster::Cluster;
+use crate::event::Event;
+use crate::host::Host;
+use crate::image::Image;
+use crate::migration::Migration;
+use crate::task::Task;
+use crate::vm::Vm;
+use crate::{Invalid, Labels, Name, Revision};
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// The deployment itself; there is one.
+    Cluster,
+    /// A machine that runs guests.
+    Host,
+    /// A guest.
+    Vm,
+    /// A disk, kernel or initrd to start guests from.
+    Image,
+    /// A live migration, running or past.
+    Migration,
+    /// Long work or a one-shot act, running or past.
+    Task,
+    /// Something that happened.
+    Event,
+}
+
+impl Kind {
+    /// Every kind, in the order the docs list them.
+    pub const ALL: [Self; 7] =
+        [Self::Cluster, Self::Host, Self::Vm, Self::Image, Self::Migration, Self::Task, Self::Event];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.to_string().eq_ignore_ascii_case(text))
+            .ok_or_else(|| Invalid::new("kind", format!("{text:?} is not a kind"), "Cluster, Host, Vm, Image, Migration, Task or Event"))
+    }
+}
+
+/// Any object, as it reads in JSON and YAML: `{kind, metadata, spec, status}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum Object {
+    /// See [`Kind::Cluster`].
+    Cluster(Cluster),
+    /// See [`Kind::Host`].
+    Host(Host),
+    /// See [`Kind::Vm`].
+    Vm(Vm),
+    /// See [`Kind::Image`].
+    Image(Image),
+    /// See [`Kind::Migration`].
+    Migration(Migration),
+    /// See [`Kind::Task`].
+    Task(Task),
+    /// See [`Kind::Event`].
+    Event(Event),
+}
+
+macro_rules! each {
+    ($object:expr, $bound:ident => $value:expr) => {
+        match $object {
+            Object::Cluster($bound) => $value,
+            Object::Host($bound) => $value,
+            Object::Vm($bound) => $value,
+            Object::Image($bound) => $value,
+            Object::Migration($bound) => $value,
+            Object::Task($bound) => $value,
+            Object::Event($bound) => $value,
+        }
+    };
+}
+
+impl Object {
+    /// Which kind it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Cluster(_) => Kind::Cluster,
+            Self::Host(_) => Kind::Host,
+            Self::Vm(_) => Kind::Vm,
+            Self::Image(_) => Kind::Image,
+            Self::Migration(_) => Kind::Migration,
+            Self::Task(_) => Kind::Task,
+            Self::Event(_) => Kind::Event,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        each!(self, object => &object.metadata.name)
+    }
+
+    /// Its uid, without its kind.
+    #[must_use]
+    pub fn uid(&self) -> Uuid {
+        each!(self, object => object.metadata.uid.0)
+    }
+
+    /// Its labels.
+    #[must_use]
+    pub fn labels(&self) -> &Labels {
+        each!(self, object => &object.metadata.labels)
+    }
+
+    /// The cluster's revision at its last write.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        each!(self, object => object.metadata.revision)
+    }
+}
+
+macro_rules! from {
+    ($($kind:ident)*) => {$(
+        impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind(object)
+            }
+        }
+    )*};
+}
+
+from!(Cluster Host Vm Image Migration Task Event);
