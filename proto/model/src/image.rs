@@ -30,7 +30,11 @@ impl ImageSpec {
     pub fn validate(&self) -> Result<(), Invalid> {
         let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if self.sha256.len() != 64 || !self.sha256.chars().all(hex) {
-            return Err(Invalid::new("spec.sha256", format!("{:?} is no SHA-256", self.sha256), "64 lower-case hex digits"));
+            return Err(Invalid::new(
+                "spec.sha256",
+                format!("{:?} is no SHA-256", self.sha256),
+                "64 lower-case hex digits",
+            ));
         }
         crate::invalid::in_range("spec.size_bytes", self.size_bytes, 1..=IMAGE_BYTES_MAX)
     }

@@ -35,5 +35,9 @@ pub fn in_range(field: &str, value: u64, range: std::ops::RangeInclusive<u64>) -
     if range.contains(&value) {
         return Ok(());
     }
-    Err(Invalid::new(field, format!("{value} is out of range"), format!("{} to {}", range.start(), range.end())))
+    Err(Invalid::new(
+        field,
+        format!("{value} is out of range"),
+        format!("{} to {}", range.start(), range.end()),
+    ))
 }

@@ -24,7 +24,8 @@ pub mod vm;
 
 pub use code::ErrorCode;
 pub use id::{
-    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId, Revision, TaskId, VmId,
+    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId, Revision,
+    TaskId, VmId,
 };
 pub use invalid::Invalid;
 pub use meta::{Labels, Metadata, Name, Resource, Secret, Timestamp};

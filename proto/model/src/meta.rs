@@ -168,7 +168,11 @@ pub fn validate_labels(labels: &Labels) -> Result<(), Invalid> {
     for (key, value) in labels {
         if key.is_empty() || key.len() > LABEL_MAX || value.len() > LABEL_MAX {
             let field = format!("metadata.labels[{key:?}]");
-            return Err(Invalid::new(field, "the key is empty, or key or value too long", "keys of 1 to 253 bytes, values up to 253"));
+            return Err(Invalid::new(
+                field,
+                "the key is empty, or key or value too long",
+                "keys of 1 to 253 bytes, values up to 253",
+            ));
         }
     }
     Ok(())

@@ -50,16 +50,20 @@ impl FromStr for Kind {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.to_string().eq_ignore_ascii_case(text))
-            .ok_or_else(|| Invalid::new("kind", format!("{text:?} is not a kind"), "Cluster, Host, Vm, Image, Migration, Task or Event"))
+        Self::ALL.into_iter().find(|kind| kind.to_string().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            Invalid::new(
+                "kind",
+                format!("{text:?} is not a kind"),
+                "Cluster, Host, Vm, Image, Migration, Task or Event",
+            )
+        })
     }
 }
 
 /// Any object, as it reads in JSON and YAML: `{kind, metadata, spec, status}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
+#[allow(clippy::large_enum_variant)] // Held behind an `Arc` wherever there are many.
 pub enum Object {
     /// See [`Kind::Cluster`].
     Cluster(Cluster),
