@@ -1,1 +1,10 @@
-//! Under construction.
+//! What can run a guest on this host: one contract, [`Hypervisor`], and its backends.
+//!
+//! Knows one host, never the cluster: no lease, no placement, no task. The agent tells it what to do with one guest at
+//! a time, and hears of everything else through [`Notice`]s. Verbs are idempotent and keyed by (vm, incarnation).
+
+pub mod error;
+pub mod hypervisor;
+
+pub use error::DriverError;
+pub use hypervisor::{Guest, Hypervisor, Launch, LaunchMode, Notice};

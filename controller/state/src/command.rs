@@ -1,0 +1,186 @@
+//! What may be proposed. Intent and transitions only, never samples.
+
+use dunlin_model::capabilities::HostCapabilities;
+use dunlin_model::cluster::{ClusterSpec, Controller};
+use dunlin_model::image::ImageSpec;
+use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationSpec};
+use dunlin_model::task::{TaskPhase, TaskSpec};
+use dunlin_model::vm::{Power, SavedState, VmSpec};
+use dunlin_model::{
+    ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name, Revision, TaskId,
+    Timestamp, VmId,
+};
+use serde::{Deserialize, Serialize};
+
+/// When and where in the log a command stands. The only time `apply` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Counts the commands of the log; it only grows.
+    pub index: u64,
+    /// The proposer's clock. `apply` never lets the cluster's time go backwards.
+    pub time: Timestamp,
+}
+
+/// One proposal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// A user's write, under its idempotency key: the same key and write again give the same answer and change nothing.
+    Write {
+        /// 1 to 64 characters.
+        key: String,
+        /// What.
+        write: Write,
+    },
+    /// The first command of a cluster.
+    FoundCluster { uid: ClusterId, name: Name, controllers: Vec<Controller> },
+    /// The set of controllers, or the endpoint of one, has changed.
+    SetControllers { controllers: Vec<Controller> },
+    /// An agent traded a token for an identity. The same uid and secret again: the same join.
+    JoinHost { token_sha256: String, uid: HostId, name: Name, labels: Labels, secret_sha256: String },
+    /// A session opened: the host is Up. Refused when `session` is not higher than the last.
+    OpenSession { host: HostId, session: u64, agent_version: String, capabilities: HostCapabilities },
+    /// That session ended: the host is Down. Does nothing when a newer session is known.
+    CloseSession { host: HostId, session: u64, message: String },
+    /// The host reported other capabilities within its session.
+    SetCapabilities { host: HostId, session: u64, capabilities: HostCapabilities },
+    /// A Pending VM gets a host and its next incarnation: phase Starting. Refused when the VM's spec or incarnation
+    /// moved, when the host is not Up or is cordoned, or when it has no room left.
+    BindVm { vm: VmId, generation: Generation, incarnation: Incarnation, host: HostId },
+    /// A Pending VM fits nowhere, with the reason per group of hosts. Changes nothing when it says what is known.
+    ExplainPending { vm: VmId, generation: Generation, reason: String, message: String },
+    /// A host saw a transition of the incarnation it holds. Refused when that is no longer the VM's incarnation.
+    Observe { vm: VmId, host: HostId, incarnation: Incarnation, seen: Seen },
+    /// Nothing of a Deleting VM is left on its host: it is removed. Or nothing was ever bound.
+    ForgetVm { vm: VmId },
+    /// A step of a migration, legal in `phase` only; see `migration::next` for the table.
+    Migrate { migration: MigrationId, event: MigrationEvent },
+    /// A step of a task.
+    Progress { task: TaskId, phase: TaskPhase, progress_percent: u32, message: String },
+    /// Old ended migrations and tasks, used-up tokens and answered keys are dropped, oldest first, down to the bounds.
+    Sweep,
+}
+
+/// What a user may write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Write {
+    /// Uids are minted at the edge, so that apply needs no randomness. MACs too.
+    CreateVm {
+        uid: VmId,
+        name: Name,
+        labels: Labels,
+        spec: VmSpec,
+    },
+    /// Replaces labels and spec; only power and labels may change while a process may exist.
+    UpdateVm {
+        uid: VmId,
+        revision: Revision,
+        labels: Labels,
+        spec: VmSpec,
+    },
+    /// Running, Paused or Stopped, whatever the revision.
+    SetPower {
+        uid: VmId,
+        power: Power,
+    },
+    /// Its guest is killed, its disks made by us are deleted.
+    DeleteVm {
+        uid: VmId,
+    },
+    UpdateHost {
+        uid: HostId,
+        revision: Revision,
+        labels: Labels,
+        cordoned: bool,
+    },
+    /// Refused while VMs are bound to it, unless forced; a forced removal stops nothing on the host.
+    RemoveHost {
+        uid: HostId,
+        force: bool,
+    },
+    CreateImage {
+        uid: ImageId,
+        name: Name,
+        labels: Labels,
+        spec: ImageSpec,
+    },
+    /// Refused while a VM names it.
+    DeleteImage {
+        uid: ImageId,
+    },
+    UpdateCluster {
+        revision: Revision,
+        labels: Labels,
+        spec: ClusterSpec,
+    },
+    CreateMigration {
+        uid: MigrationId,
+        name: Name,
+        spec: MigrationSpec,
+    },
+    CancelMigration {
+        uid: MigrationId,
+    },
+    CreateTask {
+        uid: TaskId,
+        name: Name,
+        spec: TaskSpec,
+    },
+    CancelTask {
+        uid: TaskId,
+    },
+    CreateToken {
+        sha256: String,
+        expires: Timestamp,
+    },
+}
+
+/// A transition of a VM, as its host saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seen {
+    /// vCPUs run.
+    Running { pid: Option<u32>, vnc: Option<String> },
+    /// vCPUs stand still as asked.
+    Paused { pid: Option<u32>, vnc: Option<String> },
+    /// The guest powered itself off: the VM is Stopped, and its spec's power with it.
+    PoweredOff,
+    /// The process is gone because the fleet wanted it so (power off).
+    Stopped,
+    /// Memory lies in a file: the VM is Saved, and its spec's power Stopped.
+    Saved(SavedState),
+    /// It could not be started: Failed, with the hypervisor's words.
+    Refused { message: String },
+    /// It died: Pending again on its host under `RestartPolicy::OnCrash`, bounded, else Failed.
+    Died { message: String },
+    /// Disks that only this host has now exist.
+    VolumesMade,
+    /// News of a start under way ("fetching image debian").
+    Doing { message: String },
+}
+
+/// What moves a migration from phase to phase.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationEvent {
+    /// Planned -> Reserved. The proposal names what it assumed; room is checked again.
+    Reserve { host: HostId, vm_generation: Generation, vm_incarnation: Incarnation },
+    /// Planned, and it stays so: why no host was chosen.
+    Wait { reason: String, message: String },
+    /// Reserved -> Prepared.
+    Ready { endpoint: Endpoint },
+    /// Prepared -> Copying.
+    Started,
+    /// Copying -> Switching: THE hand-over. The VM's host becomes the destination, its incarnation the next.
+    /// Refused when cancel was asked, when the VM's incarnation moved, or when its power is no longer Running/Paused.
+    HandOver { figures: MigrationFigures },
+    /// Switching -> Aborting: taken back. The VM's host is the source again with incarnation + 1, `continues` the old.
+    HandBack { reason: String, message: String },
+    /// Switching -> Done: the guest runs at the destination. `figures` from both hypervisors.
+    Arrived { figures: MigrationFigures, outcome: MigrationOutcome },
+    /// Planned..Copying -> Aborting.
+    Abort { reason: String, message: String },
+    /// Aborting -> Aborted: both sides have let go.
+    Cleaned { outcome: MigrationOutcome },
+}

@@ -1,0 +1,228 @@
+//! The contract every backend honours, and that the conformance suite checks.
+//!
+//! A guest's process, as the driver sees it:
+//!
+//! ```text
+//!            start(Boot|Restore)                    pause / resume
+//!   (none) ---------------------> Running <-----------------------------> Paused
+//!     |                             |  ^                                    |
+//!     | start(Incoming)             |  | cancelled, failed before hand-over |
+//!     v                             v  |                                    v
+//!   Incoming --arrived, resume--> Running --migrate_out--> Outgoing --> (destroyed by the agent)
+//!                                   |
+//!                                   +--> Ended: the guest powered off, or the process died
+//! ```
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use dunlin_model::capabilities::{DriverCapabilities, DriverName};
+use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
+use dunlin_model::observed::{EndCause, SendProgress};
+use dunlin_model::vm::{DiskBus, DiskFormat, VmSpec};
+use dunlin_model::{Incarnation, Name, VmId};
+use tokio::sync::broadcast;
+
+use crate::DriverError;
+
+/// Result of a verb.
+pub type DriverResult<T> = Result<T, DriverError>;
+
+/// Everything needed to bring up one process. Images are fetched and paths are real before a driver sees it.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Which VM.
+    pub vm: VmId,
+    /// Its name, for the process title.
+    pub name: Name,
+    /// The incarnation the process will carry. A driver refuses one that is lower than a process it has.
+    pub incarnation: Incarnation,
+    /// What was asked for. Disks and boot files stand below, resolved.
+    pub spec: VmSpec,
+    /// Disks in the order of the spec.
+    pub disks: Vec<LaunchDisk>,
+    /// Kernel file, when the spec boots one.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk file.
+    pub initrd: Option<PathBuf>,
+    /// NICs in the order of the spec.
+    pub nics: Vec<LaunchNic>,
+    /// How its memory comes about.
+    pub mode: LaunchMode,
+    /// Come up with vCPUs standing still. Always true in effect for `Incoming`.
+    pub paused: bool,
+}
+
+/// A disk with a file behind it.
+#[derive(Clone, Debug)]
+pub struct LaunchDisk {
+    /// Node name in the hypervisor and export name in a migration.
+    pub name: Name,
+    /// The file.
+    pub path: PathBuf,
+    /// Its layout.
+    pub format: DiskFormat,
+    /// How it is attached.
+    pub bus: DiskBus,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Every host reaches the same bytes: a migration does not mirror it.
+    pub shared: bool,
+}
+
+/// A NIC with something behind it.
+#[derive(Clone, Debug)]
+pub enum LaunchNic {
+    /// The hypervisor's own NAT.
+    User,
+    /// A tap interface that exists.
+    Tap(String),
+}
+
+/// How a process gets its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchMode {
+    /// From power-on.
+    Boot,
+    /// From a saved file.
+    Restore(PathBuf),
+    /// From another host: listen on this address. Disk files that are not shared exist with the right size.
+    Incoming {
+        /// Address of this host to listen on.
+        listen: String,
+        /// Bounds, some of which the receiving side sets too.
+        limits: MigrationLimits,
+    },
+}
+
+/// A guest as its driver sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Which VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: Name,
+    /// The incarnation its process carries.
+    pub incarnation: Incarnation,
+    /// What it does.
+    pub run: Run,
+    /// Process id; none for a simulated one.
+    pub pid: Option<u32>,
+    /// Where its display listens.
+    pub vnc: Option<String>,
+    /// Where it takes a migration, when it is Incoming and ready.
+    pub endpoint: Option<Endpoint>,
+    /// How its sending stands, when it sends or has sent.
+    pub send: Option<Send>,
+    /// Did vCPUs ever run in this process?
+    pub ever_ran: bool,
+}
+
+/// What a guest's process does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// vCPUs run.
+    Running,
+    /// vCPUs stand still because somebody said so.
+    Paused,
+    /// Waiting for a migration, or receiving one.
+    Incoming,
+    /// A migration has arrived whole; vCPUs wait for `resume`.
+    Arrived,
+    /// Stands still at or after the switch-over of a sending.
+    Outgoing,
+    /// The process is gone, or its guest powered off.
+    Ended(EndCause, String),
+}
+
+/// How a sending stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Send {
+    /// Disks and memory flow; the guest runs.
+    Copying(SendProgress),
+    /// The guest stands still, its disks are equal on both sides, and `migrate_switch` may be called.
+    AtSwitchover(SendProgress),
+    /// All is sent; the process must never run again unless `resume` is called after a hand-back.
+    Sent(MigrationFigures),
+    /// It failed before `migrate_switch`, or was cancelled: the guest goes on as it was.
+    Cancelled(String),
+    /// It failed after `migrate_switch`: the guest stands still here, whole.
+    Holding(String),
+}
+
+/// News of a guest, sent as it happens. A receiver that lags must call [`Hypervisor::list`] instead of guessing.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// The guest as it is now.
+    pub guest: Guest,
+}
+
+/// One kind of hypervisor on this host.
+///
+/// Every verb may be called again after a crash of the caller, at any point, with the same arguments: the second call
+/// completes what the first began, or finds it done. Every verb ends by a deadline of its own.
+#[async_trait]
+pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
+    /// Which.
+    fn name(&self) -> DriverName;
+
+    /// Finds out what works here by trying it. Never an error: a hypervisor that is missing has no usable accelerator.
+    async fn probe(&self) -> DriverCapabilities;
+
+    /// Every guest of this driver on this host, including those started by an earlier process of the agent, which it
+    /// takes over again. Ended guests are listed until [`Hypervisor::forget`].
+    async fn list(&self) -> DriverResult<Vec<Guest>>;
+
+    /// News of all guests.
+    fn notices(&self) -> broadcast::Receiver<Notice>;
+
+    /// Brings up a process. Pre: no process of this VM is left, or it is of this very incarnation (then: done).
+    /// Post: Running or Paused; for `Incoming`, listening with `endpoint` set. On failure nothing is left behind but
+    /// the disks, and the error has the hypervisor's words.
+    async fn start(&self, launch: Launch) -> DriverResult<Guest>;
+
+    /// Presses the power button. Post: the guest has been asked; it ends by itself, or not.
+    async fn shutdown(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Makes the next power-off of the guest a restart in the same process instead of the end. Idempotent.
+    async fn reboot_on_shutdown(&self, vm: VmId, reboot: bool) -> DriverResult<()>;
+
+    /// Restarts the machine at once, as its reset button would.
+    async fn reset(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Kills the process and waits until it is gone. Done when there is none.
+    async fn destroy(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Forgets an ended guest and removes what the driver kept for it. Done when there is none.
+    async fn forget(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Stops the vCPUs.
+    async fn pause(&self, vm: VmId) -> DriverResult<Guest>;
+
+    /// Lets the vCPUs run: after `pause`, after a migration arrived, or on the source after a hand-back.
+    /// Before it lets a received guest run for the first time, it makes that fact durable (`ever_ran`).
+    async fn resume(&self, vm: VmId) -> DriverResult<Guest>;
+
+    /// The process carries on under a higher incarnation (hand-back). Durable before it returns.
+    async fn adopt_incarnation(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<()>;
+
+    /// Stops the vCPUs and writes memory to `file` (made durable), then ends the process with `EndCause::Told`.
+    /// On failure the guest runs on and the file is removed. Returns the file's length in bytes.
+    async fn save(&self, vm: VmId, file: PathBuf) -> DriverResult<u64>;
+
+    /// Begins to send the guest to `endpoint`: disks that are not shared are mirrored first, then memory. Returns once
+    /// it is under way; progress comes as notices. It stops at `AtSwitchover` by itself. Done when already sending there.
+    async fn migrate_out(&self, vm: VmId, endpoint: Endpoint, limits: MigrationLimits) -> DriverResult<()>;
+
+    /// Passes the switch-over: sends the rest. Only after the hand-over is committed.
+    async fn migrate_switch(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Calls a sending off. Only before `migrate_switch`. Post: the guest goes on as it was before.
+    async fn migrate_cancel(&self, vm: VmId) -> DriverResult<()>;
+
+    /// The unix socket of the serial console, and the file with its kept output.
+    fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)>;
+
+    /// CPU milliseconds used and resident MiB of each guest with a process.
+    async fn sample(&self) -> DriverResult<Vec<dunlin_model::observed::Sample>>;
+}
