@@ -3,6 +3,12 @@
 //! Owns the `.proto` files and nothing else: no transport policy, no retries. Only this crate and the API edges
 //! name a generated type; everything behind them speaks `dunlin_model`.
 
+mod convert;
+mod fault;
+
+pub use convert::{Wire, read};
+pub use fault::Fault;
+
 /// The generated types of `dunlin/v1/*.proto`.
 #[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub)]
 pub mod v1 {

@@ -133,6 +133,13 @@ impl Object {
     pub fn revision(&self) -> Revision {
         each!(self, object => object.metadata.revision)
     }
+
+    /// Takes out what nobody outside may see.
+    pub fn redact(&mut self) {
+        if let Self::Vm(vm) = self {
+            vm.spec.redact();
+        }
+    }
 }
 
 macro_rules! from {

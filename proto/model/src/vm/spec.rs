@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Disk, Nic, Vnc};
 use crate::capabilities::{Accel, DriverName};
 use crate::invalid::in_range;
-use crate::{Invalid, Name};
+use crate::{Invalid, Name, Secret};
 
 /// Fewest and most vCPUs of a VM; the upper end is q35's limit in QEMU 7.2.
 pub const CPUS: std::ops::RangeInclusive<u64> = 1..=288;
@@ -130,6 +130,13 @@ impl VmSpec {
         }
         let problem = format!("{:?} is no CPU model", self.cpu_model);
         Err(Invalid::new("spec.cpu_model", problem, "QEMU's model name and flags, as in qemu64,+ssse3"))
+    }
+
+    /// Replaces the VNC password by [`Secret::REDACTED`]: what the API edge does before it answers.
+    pub fn redact(&mut self) {
+        if let Some(password) = self.vnc.as_mut().and_then(|vnc| vnc.password.as_mut()) {
+            *password = Secret::new(Secret::REDACTED);
+        }
     }
 
     /// Has it a disk that only its host can reach?
