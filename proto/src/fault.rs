@@ -117,3 +117,7 @@ fn cut(mut message: String) -> String {
     message.truncate(end);
     message
 }
+
+#[cfg(test)]
+#[path = "fault_tests.rs"]
+mod tests;

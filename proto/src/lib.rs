@@ -5,6 +5,10 @@
 
 mod convert;
 mod fault;
+#[cfg(test)]
+mod strategy;
+#[cfg(test)]
+mod tests;
 
 pub use convert::{Wire, read};
 pub use fault::Fault;

@@ -1,0 +1,528 @@
+//! Arbitrary valid model values, for the round-trip properties.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_model::capabilities::{
+    Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
+};
+use dunlin_model::desired::{ActOrder, Assignment, DesiredSet, Role, SendStep};
+use dunlin_model::host::{Host, HostPhase, HostSpec, HostStatus, Reserved};
+use dunlin_model::image::{IMAGE_BYTES_MAX, ImageFormat, ImageSpec};
+use dunlin_model::migration::{
+    Endpoint, Migration, MigrationCause, MigrationFigures, MigrationLimits, MigrationOutcome, MigrationPhase,
+    MigrationSpec, MigrationStatus,
+};
+use dunlin_model::observed::{EndCause, ObservedVm, Process, ReceiveState, SendProgress, SendState};
+use dunlin_model::task::{Act, Task, TaskPhase, TaskSpec, TaskStatus};
+use dunlin_model::vm::{
+    AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType, Nic, NicModel,
+    NicNetwork, Placement, Power, RestartPolicy, SavedState, SimSpec, Vm, VmPhase, VmSpec, VmStatus, Vnc,
+    VncPort,
+};
+use dunlin_model::{
+    Generation, Incarnation, Kind, Labels, Metadata, MigrationId, Name, Resource, Revision, Secret, Timestamp,
+};
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::select;
+use uuid::Uuid;
+
+/// The last millisecond that RFC 3339 text can hold here: the end of the year 9999, less a day of time zones.
+const LAST_MS: u64 = 253_402_207_200_999;
+
+fn name() -> impl Strategy<Value = Name> {
+    "[a-zA-Z0-9][a-zA-Z0-9._-]{0,20}".prop_map(|text| text.parse().unwrap())
+}
+
+fn words() -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), ".{0,20}"]
+}
+
+fn path() -> impl Strategy<Value = String> {
+    "/[a-z]{1,8}/[a-zA-Z0-9 ö]{1,12}"
+}
+
+fn uuid() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(Uuid::from_u128)
+}
+
+fn time() -> impl Strategy<Value = Timestamp> {
+    (0..=LAST_MS).prop_map(Timestamp)
+}
+
+fn incarnation() -> impl Strategy<Value = Incarnation> {
+    any::<u64>().prop_map(Incarnation)
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    btree_map("[a-z./]{1,8}", words(), 0..3)
+}
+
+fn metadata<Id: std::fmt::Debug>(make: fn(Uuid) -> Id) -> impl Strategy<Value = Metadata<Id>> {
+    (name(), uuid(), labels(), any::<u64>(), any::<u64>(), time()).prop_map(
+        move |(name, uid, labels, generation, revision, created)| Metadata {
+            name,
+            uid: make(uid),
+            labels,
+            generation: Generation(generation),
+            revision: Revision(revision),
+            created,
+        },
+    )
+}
+
+fn file() -> impl Strategy<Value = FileRef> {
+    prop_oneof![name().prop_map(FileRef::Image), path().prop_map(FileRef::Path)]
+}
+
+fn boot(machine: MachineType) -> BoxedStrategy<Boot> {
+    let kernel = (file(), of(file()), "[ -~]{0,20}").prop_map(|(kernel, initrd, cmdline)| Boot::Kernel {
+        kernel,
+        initrd,
+        cmdline,
+    });
+    if machine == MachineType::Microvm {
+        return kernel.boxed();
+    }
+    prop_oneof![Just(Boot::Disk), kernel].boxed()
+}
+
+fn disk(machine: MachineType) -> impl Strategy<Value = Disk> {
+    let other = match machine {
+        MachineType::Q35 => DiskBus::Sata,
+        MachineType::Pc => DiskBus::Ide,
+        MachineType::Microvm => DiskBus::Virtio,
+    };
+    let source = prop_oneof![
+        name().prop_map(DiskSource::Image),
+        path().prop_map(DiskSource::Path),
+        (1u64..=64 << 20).prop_map(DiskSource::EmptyMib),
+    ];
+    let format = select(vec![DiskFormat::Qcow2, DiskFormat::Raw, DiskFormat::Vmdk]);
+    (name(), select(vec![DiskBus::Virtio, other]), format, source, any::<bool>(), any::<bool>()).prop_map(
+        |(name, bus, format, source, shared, read_only)| {
+            let shared = shared && matches!(source, DiskSource::Path(_));
+            Disk { name, bus, format, source, shared, read_only }
+        },
+    )
+}
+
+fn nic(machine: MachineType) -> impl Strategy<Value = Nic> {
+    let models = match machine {
+        MachineType::Microvm => vec![NicModel::Virtio],
+        _ => vec![NicModel::Virtio, NicModel::E1000, NicModel::Rtl8139],
+    };
+    let mac = any::<[u8; 6]>().prop_map(|mut bytes| {
+        bytes[0] &= !1;
+        Mac(bytes)
+    });
+    let network = prop_oneof![
+        Just(NicNetwork::User),
+        name().prop_map(NicNetwork::Network),
+        "[a-z0-9]{1,15}".prop_map(NicNetwork::Tap),
+    ];
+    (of(mac), select(models), network).prop_map(|(mac, model, network)| Nic { mac, model, network })
+}
+
+fn vnc() -> impl Strategy<Value = Vnc> {
+    let listen = select(vec![String::new(), "127.0.0.1".to_owned(), "::".to_owned()]);
+    let port = prop_oneof![Just(VncPort::Auto), (5900u16..).prop_map(VncPort::Fixed)];
+    (listen, port, of("[a-z]{1,8}".prop_map(Secret::new))).prop_map(|(listen, port, password)| Vnc {
+        listen,
+        port,
+        password,
+    })
+}
+
+fn power() -> impl Strategy<Value = Power> {
+    select(vec![Power::Stopped, Power::Running, Power::Paused])
+}
+
+pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
+    let machine = select(vec![MachineType::Q35, MachineType::Pc, MachineType::Microvm]);
+    machine.prop_flat_map(|machine| {
+        let size = (power(), 1u32..=288, 16u64..=4 << 20);
+        let how = (
+            select(vec![DriverName::Qemu, DriverName::Test]),
+            select(vec![AccelChoice::Any, AccelChoice::Kvm, AccelChoice::Tcg]),
+            select(vec![Arch::X86_64, Arch::I686]),
+            "[a-z0-9+,=-]{0,12}",
+            select(vec![RestartPolicy::Never, RestartPolicy::OnCrash]),
+        );
+        let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
+        let placement = (of(name()), labels(), labels())
+            .prop_map(|(host, host_labels, apart_from)| Placement { host, host_labels, apart_from });
+        let sim = any::<(u64, u64, u32, u32, u64)>().prop_map(
+            |(boot_ms, dirty_mib_s, cpu_percent, fault_ppm, seed)| SimSpec {
+                boot_ms,
+                dirty_mib_s,
+                cpu_percent,
+                fault_ppm,
+                seed,
+            },
+        );
+        (size, how, parts, placement, of(sim)).prop_map(move |(size, how, parts, placement, sim)| {
+            let (power, cpus, mem_mib) = size;
+            let (driver, accel, arch, cpu_model, restart) = how;
+            let (boot, mut disks, nics, vnc) = parts;
+            let mut seen = BTreeSet::new();
+            disks.retain(|disk| seen.insert(disk.name.clone()));
+            VmSpec {
+                power,
+                cpus,
+                mem_mib,
+                driver,
+                accel,
+                arch,
+                machine,
+                cpu_model,
+                boot,
+                disks,
+                nics,
+                vnc,
+                restart,
+                placement,
+                sim,
+            }
+        })
+    })
+}
+
+fn vm_status() -> impl Strategy<Value = VmStatus> {
+    let phases = vec![
+        VmPhase::Stopped,
+        VmPhase::Pending,
+        VmPhase::Starting,
+        VmPhase::Running,
+        VmPhase::Paused,
+        VmPhase::Saved,
+        VmPhase::Failed,
+        VmPhase::Deleting,
+    ];
+    let saved = (uuid(), path(), any::<u64>()).prop_map(|(host, path, size_bytes)| SavedState {
+        host: dunlin_model::HostId(host),
+        path,
+        size_bytes,
+    });
+    let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()));
+    let counts = (incarnation(), of(incarnation()), any::<u32>());
+    let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved));
+    (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
+        let (host, host_name, volumes_on, migration, task) = ids;
+        let (incarnation, continues, restarts) = counts;
+        let (reason, message, pid, vnc, saved) = seen;
+        VmStatus {
+            phase,
+            host: host.map(dunlin_model::HostId),
+            host_name,
+            volumes_on: volumes_on.map(dunlin_model::HostId),
+            incarnation,
+            continues,
+            reason,
+            message,
+            pid,
+            vnc,
+            saved,
+            migration: migration.map(MigrationId),
+            task: task.map(dunlin_model::TaskId),
+            restarts,
+            since,
+        }
+    })
+}
+
+fn resource<Id: std::fmt::Debug, S: std::fmt::Debug, T: std::fmt::Debug>(
+    make: fn(Uuid) -> Id,
+    spec: impl Strategy<Value = S>,
+    status: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Resource<Id, S, T>> {
+    (metadata(make), spec, status).prop_map(|(metadata, spec, status)| Resource { metadata, spec, status })
+}
+
+pub(crate) fn vm() -> impl Strategy<Value = Vm> {
+    resource(dunlin_model::VmId, vm_spec(), vm_status())
+}
+
+fn driver() -> impl Strategy<Value = DriverCapabilities> {
+    let probe = (select(vec![Accel::Kvm, Accel::Tcg, Accel::Simulated]), any::<bool>(), words())
+        .prop_map(|(accel, usable, evidence)| AccelProbe { accel, usable, evidence });
+    let powers = vec![
+        DriverPower::Pause,
+        DriverPower::Shutdown,
+        DriverPower::Reset,
+        DriverPower::Save,
+        DriverPower::Migrate,
+        DriverPower::MigrateStorage,
+        DriverPower::Console,
+        DriverPower::Vnc,
+    ];
+    let texts = || btree_set("[a-z0-9]{1,6}", 0..4);
+    let name = select(vec![DriverName::Qemu, DriverName::Test]);
+    (name, words(), vec(probe, 0..3), texts(), texts(), btree_set(select(powers), 0..8)).prop_map(
+        |(name, version, accels, machines, cpu_models, powers)| DriverCapabilities {
+            name,
+            version,
+            accels,
+            machines,
+            cpu_models,
+            powers,
+        },
+    )
+}
+
+fn capabilities() -> impl Strategy<Value = HostCapabilities> {
+    let texts = (words(), words(), words(), words(), words());
+    let sizes = any::<(u32, u64, u64)>();
+    (texts, btree_set("[a-z0-9]{1,6}", 0..4), sizes, labels(), vec(driver(), 0..3)).prop_map(
+        |(texts, cpu_features, (cpus, mem_mib, disk_free_mib), networks, drivers)| {
+            let (hostname, arch, kernel, cpu_model, address) = texts;
+            HostCapabilities {
+                hostname,
+                arch,
+                kernel,
+                cpu_model,
+                cpu_features,
+                cpus,
+                mem_mib,
+                disk_free_mib,
+                address,
+                networks,
+                drivers,
+            }
+        },
+    )
+}
+
+pub(crate) fn host() -> impl Strategy<Value = Host> {
+    let spec = any::<bool>().prop_map(|cordoned| HostSpec { cordoned });
+    let reserved = any::<(u64, u64, u64)>().prop_map(|(cpus, mem_mib, vms)| Reserved { cpus, mem_mib, vms });
+    let phase = select(vec![HostPhase::Joining, HostPhase::Up, HostPhase::Down]);
+    let status = (phase, capabilities(), reserved, words(), any::<u64>(), time(), words()).prop_map(
+        |(phase, capabilities, reserved, agent_version, session, since, message)| HostStatus {
+            phase,
+            capabilities,
+            reserved,
+            agent_version,
+            session,
+            since,
+            message,
+        },
+    );
+    resource(dunlin_model::HostId, spec, status)
+}
+
+fn limits() -> impl Strategy<Value = MigrationLimits> {
+    (1u64..=60_000, 0u64..=1 << 20, 1u64..=86_400).prop_map(|(downtime_ms, bandwidth_mib_s, timeout_s)| {
+        MigrationLimits { downtime_ms, bandwidth_mib_s, timeout_s }
+    })
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (words(), words()).prop_map(|(memory, disks)| Endpoint { memory, disks })
+}
+
+fn figures() -> impl Strategy<Value = MigrationFigures> {
+    any::<(u64, u64, u64, u64)>().prop_map(|(downtime_ms, total_ms, transferred_bytes, disk_bytes)| {
+        MigrationFigures { downtime_ms, total_ms, transferred_bytes, disk_bytes }
+    })
+}
+
+fn migration_phase() -> impl Strategy<Value = MigrationPhase> {
+    use MigrationPhase::{Aborted, Aborting, Copying, Done, Planned, Prepared, Reserved, Switching};
+    select(vec![Planned, Reserved, Prepared, Copying, Switching, Done, Aborting, Aborted])
+}
+
+pub(crate) fn migration() -> impl Strategy<Value = Migration> {
+    let cause = select(vec![MigrationCause::User, MigrationCause::Drain]);
+    let spec = (uuid(), name(), of(name()), cause, limits()).prop_map(|(vm, vm_name, to, cause, limits)| {
+        MigrationSpec { vm: dunlin_model::VmId(vm), vm_name, to, cause, limits }
+    });
+    let outcomes = vec![
+        MigrationOutcome::Moved,
+        MigrationOutcome::StayedOnSource,
+        MigrationOutcome::HandedBack,
+        MigrationOutcome::Restarted,
+        MigrationOutcome::Gone,
+    ];
+    let ends = (of(uuid()), of(name()), of(uuid()), of(name()));
+    let told = (of(select(outcomes)), any::<bool>(), words(), words());
+    let history = vec((migration_phase(), time()), 0..4);
+    let status = (migration_phase(), ends, incarnation(), of(endpoint()), told, of(figures()), history)
+        .prop_map(
+            |(phase, (from, from_name, to, to_name), incarnation, endpoint, told, figures, history)| {
+                let (outcome, cancel, reason, message) = told;
+                MigrationStatus {
+                    phase,
+                    from: from.map(dunlin_model::HostId),
+                    from_name,
+                    to: to.map(dunlin_model::HostId),
+                    to_name,
+                    incarnation,
+                    endpoint,
+                    outcome,
+                    cancel,
+                    reason,
+                    message,
+                    figures,
+                    history,
+                }
+            },
+        );
+    resource(MigrationId, spec, status)
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        any::<u64>().prop_map(|timeout_s| Act::Shutdown { timeout_s }),
+        any::<u64>().prop_map(|timeout_s| Act::Reboot { timeout_s }),
+        select(vec![Act::Reset, Act::Save, Act::Drain]),
+    ]
+}
+
+pub(crate) fn task() -> impl Strategy<Value = Task> {
+    let spec = (act(), select(Kind::ALL.to_vec()), uuid(), name())
+        .prop_map(|(act, kind, uid, name)| TaskSpec { act, kind, uid, name });
+    let phases = vec![
+        TaskPhase::Queued,
+        TaskPhase::Running,
+        TaskPhase::Succeeded,
+        TaskPhase::Failed,
+        TaskPhase::Cancelled,
+    ];
+    let status = (select(phases), 0u32..=100, any::<bool>(), words(), of(time()), of(time())).prop_map(
+        |(phase, progress_percent, cancel, message, started, ended)| TaskStatus {
+            phase,
+            progress_percent,
+            cancel,
+            message,
+            started,
+            ended,
+        },
+    );
+    resource(dunlin_model::TaskId, spec, status)
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    let run = (power(), of(words()), any::<bool>()).prop_map(|(power, restore_from, received)| Role::Run {
+        power,
+        restore_from,
+        received,
+    });
+    let receive = (uuid(), limits())
+        .prop_map(|(migration, limits)| Role::Receive { migration: MigrationId(migration), limits });
+    let step = select(vec![SendStep::Copy, SendStep::Switch, SendStep::Cancel]);
+    let send = (uuid(), endpoint(), limits(), step, power()).prop_map(
+        |(migration, endpoint, limits, step, power)| Role::Send {
+            migration: MigrationId(migration),
+            endpoint,
+            limits,
+            step,
+            power,
+        },
+    );
+    prop_oneof![run, Just(Role::Hold), receive, send, Just(Role::Discard)]
+}
+
+fn images() -> impl Strategy<Value = BTreeMap<Name, ImageSpec>> {
+    let format = select(vec![ImageFormat::Raw, ImageFormat::Qcow2, ImageFormat::Vmdk]);
+    let image = (format, "[0-9a-f]{64}", 1..=IMAGE_BYTES_MAX, words())
+        .prop_map(|(format, sha256, size_bytes, source)| ImageSpec { format, sha256, size_bytes, source });
+    btree_map(name(), image, 0..3)
+}
+
+pub(crate) fn desired() -> impl Strategy<Value = DesiredSet> {
+    let assignment = (uuid(), name(), incarnation(), of(incarnation()), vm_spec(), role()).prop_map(
+        |(vm, name, incarnation, continues, spec, role)| Assignment {
+            vm: dunlin_model::VmId(vm),
+            name,
+            incarnation,
+            continues,
+            spec,
+            role,
+        },
+    );
+    let order = (uuid(), uuid(), incarnation(), act(), any::<bool>()).prop_map(
+        |(task, vm, incarnation, act, cancel)| ActOrder {
+            task: dunlin_model::TaskId(task),
+            vm: dunlin_model::VmId(vm),
+            incarnation,
+            act,
+            cancel,
+        },
+    );
+    (uuid(), any::<u64>(), vec(assignment, 0..4), vec(order, 0..3), images()).prop_map(
+        |(host, generation, assignments, acts, images)| DesiredSet {
+            host: dunlin_model::HostId(host),
+            generation: Revision(generation),
+            assignments,
+            acts,
+            images,
+        },
+    )
+}
+
+fn process() -> impl Strategy<Value = Process> {
+    let causes = vec![EndCause::GuestShutdown, EndCause::Told, EndCause::Refused, EndCause::Died];
+    prop_oneof![
+        select(vec![Process::None, Process::Running, Process::Paused, Process::Incoming, Process::Outgoing]),
+        words().prop_map(|doing| Process::Starting { doing }),
+        (select(causes), words(), any::<bool>()).prop_map(|(cause, message, ever_ran)| Process::Ended {
+            cause,
+            message,
+            ever_ran
+        }),
+    ]
+}
+
+fn send_state() -> impl Strategy<Value = SendState> {
+    let progress = || {
+        any::<[u64; 6]>().prop_map(
+            |[remaining_bytes, total_bytes, transferred_bytes, disk_bytes, disk_total_bytes, dirty_mib_s]| {
+                SendProgress {
+                    remaining_bytes,
+                    total_bytes,
+                    transferred_bytes,
+                    disk_bytes,
+                    disk_total_bytes,
+                    dirty_mib_s,
+                }
+            },
+        )
+    };
+    prop_oneof![
+        progress().prop_map(SendState::Copying),
+        progress().prop_map(SendState::AtSwitchover),
+        figures().prop_map(SendState::Sent),
+        words().prop_map(SendState::Holding),
+        words().prop_map(SendState::Cancelled),
+    ]
+}
+
+pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
+    let receive = prop_oneof![
+        Just(ReceiveState::Preparing),
+        endpoint().prop_map(ReceiveState::Ready),
+        Just(ReceiveState::Arrived),
+        words().prop_map(ReceiveState::Failed),
+    ];
+    let who = (uuid(), name(), incarnation());
+    let seen = (process(), any::<bool>(), of(any::<u32>()), of(words()), of((path(), any::<u64>())));
+    let sides =
+        (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
+    (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
+        let (process, has_volumes, pid, vnc, saved) = seen;
+        ObservedVm {
+            vm: dunlin_model::VmId(vm),
+            name,
+            incarnation,
+            process,
+            has_volumes,
+            pid,
+            vnc,
+            saved,
+            receive,
+            send,
+        }
+    })
+}
