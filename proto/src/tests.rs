@@ -92,12 +92,13 @@ fn absent_fields_take_the_defaults_of_the_model() {
 /// A refusal names the field by the path it has in YAML.
 #[test]
 fn refusals_name_the_field() {
-    let refused = |change: fn(&mut v1::Vm)| {
+    type Spoil = fn(&mut v1::Vm);
+    let refused = |change: Spoil| {
         let mut vm = vm();
         change(&mut vm);
         Vm::try_from(vm).expect_err("must be refused").field
     };
-    let table: &[(&str, fn(&mut v1::Vm))] = &[
+    let table: &[(&str, Spoil)] = &[
         ("metadata", |vm| vm.metadata = None),
         ("metadata.name", |vm| vm.metadata.as_mut().unwrap().name = "-".into()),
         ("metadata.uid", |vm| vm.metadata.as_mut().unwrap().uid = "7".into()),
@@ -130,6 +131,7 @@ fn refusals_name_the_field() {
             let port = Some(v1::VncPort { choice: Some(v1::vnc_port::Choice::Fixed(70_000)) });
             vm.spec.as_mut().unwrap().vnc = Some(v1::Vnc { port, ..Default::default() });
         }),
+        ("metadata.created_ms", |vm| vm.metadata.as_mut().unwrap().created_ms = u64::MAX),
         ("status.host", |vm| {
             vm.status = Some(v1::VmStatus { host: Some("h1".into()), ..Default::default() });
         }),
@@ -188,4 +190,34 @@ fn outside_a_spec_power_and_act_have_no_default() {
     unset.expect_err("must be refused");
     let unset: Result<Act, Invalid> = v1::Act { choice: None }.try_into();
     unset.expect_err("must be refused");
+}
+
+/// The small kinds and reports, too, come out as they went in.
+#[test]
+fn the_small_ones_survive_the_wire() {
+    let objects = [
+        r#"{"kind": "Cluster", "metadata": METADATA,
+            "spec": {"placement": "pack", "cpu_overcommit_percent": 150, "host_reserve_mib": 0, "migrations_per_host": 3},
+            "status": {"controllers": [{"id": 1, "endpoint": "http://c1:7000"}], "leader": 1}}"#,
+        r#"{"kind": "Image", "metadata": METADATA, "spec": {"format": "vmdk", "sha256":
+            "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "size_bytes": 9, "source": "x"}, "status": {}}"#,
+        r#"{"kind": "Event", "metadata": METADATA, "spec": {"level": "warning", "reason": "HostDown", "message": "m",
+            "about": {"kind": "Host", "name": "h1", "uid": "00000000-0000-0000-0000-000000000009"}}, "status": {}}"#,
+    ];
+    let metadata = r#"{"name": "one", "uid": "00000000-0000-0000-0000-000000000001", "labels": {"a": "b"},
+        "generation": 2, "revision": 3, "created": "2026-11-23T10:00:00.123Z"}"#;
+    for text in objects {
+        let object: Object = serde_json::from_str(&text.replace("METADATA", metadata)).unwrap();
+        assert_eq!(through_bytes::<_, v1::Object>(&object), object);
+    }
+    let vm = dunlin_model::VmId(uuid::Uuid::from_u128(5));
+    let sample = dunlin_model::observed::Sample { vm, cpu_ms: 6, rss_mib: 7 };
+    assert_eq!(through_bytes::<_, v1::Sample>(&sample), sample);
+    let report = dunlin_model::observed::ActReport {
+        task: dunlin_model::TaskId(vm.0),
+        phase: dunlin_model::task::TaskPhase::Failed,
+        progress_percent: 40,
+        message: "no answer".to_owned(),
+    };
+    assert_eq!(through_bytes::<_, v1::ActReport>(&report), report);
 }

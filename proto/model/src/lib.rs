@@ -20,6 +20,8 @@ pub mod migration;
 pub mod object;
 pub mod observed;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod vm;
 
 pub use code::ErrorCode;

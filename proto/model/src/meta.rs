@@ -73,6 +73,9 @@ impl<'de> Deserialize<'de> for Name {
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
+    /// The last one that has RFC 3339 text which reads back: 9999-12-30T22:00:00Z, a calendar less a day of time zones.
+    pub const MAX: Self = Self(253_402_207_200_000);
+
     /// Milliseconds from `earlier` to this, 0 when the clocks disagree.
     #[must_use]
     pub const fn millis_since(self, earlier: Self) -> u64 {

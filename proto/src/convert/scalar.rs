@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
+use dunlin_model::invalid::in_range;
 use dunlin_model::vm::Mac;
 use dunlin_model::{
     ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, Invalid, Labels, MigrationId,
@@ -42,7 +43,19 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(Generation Revision Incarnation ControllerId Timestamp);
+numbers!(Generation Revision Incarnation ControllerId);
+
+impl Wire<u64> for Timestamp {
+    fn to_wire(self) -> u64 {
+        self.0
+    }
+
+    /// Refuses what could be stored but not be read back from JSON.
+    fn from_wire(wire: u64) -> Result<Self, Invalid> {
+        in_range("", wire, 0..=Self::MAX.0)?;
+        Ok(Self(wire))
+    }
+}
 
 /// Text the model parses. Its refusal names a field of its own ("name", "uid"), which the holder's name replaces.
 macro_rules! texts {
