@@ -1,0 +1,29 @@
+# What one does here. Everything is in the scripts: tests/install, tests/guest/build, tests/demo, tests/run, .ci/run.
+
+.PHONY: help demo demo-down test lint bench install guest
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: install guest ## three controllers, three hosts, six real guests, on this machine; leaves them running
+	cargo build --locked --release
+	tests/demo
+
+demo-down: ## remove every process, namespace and file of the demo
+	tests/demo down
+
+test: ## every test, the ones with real guests included
+	tests/run
+
+lint: ## formatting, clippy, dependencies
+	tests/lint
+
+bench: install guest ## the numbers of docs/PERFORMANCE.md
+	cargo build --locked --release
+	cargo bench --locked --package dunlin-tests
+
+install: ## what is missing on this machine
+	@tests/install
+
+guest: install ## the small Debian guest, in target/guest
+	@tests/guest/build
