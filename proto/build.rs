@@ -11,6 +11,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // The log's payloads are shared between the disk, the cache and every follower: cloning one must cost nothing.
+        .bytes(".dunlin.v1.LogEntry")
+        .bytes(".dunlin.v1.PackedCommand")
+        .bytes(".dunlin.v1.Record")
+        .compile_fds(descriptors)?;
     Ok(())
 }

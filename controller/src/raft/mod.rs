@@ -1,0 +1,24 @@
+//! The replicated core: a log that a quorum of controllers agrees on, and a state machine driven by it.
+//!
+//! Owns consensus, the store in the data directory, snapshots, and the transport between controllers. Refuses to know
+//! what a command means: everything is generic over a [`Machine`]. Only this module names the consensus and storage
+//! crates, and none of their types leave it.
+//!
+//! ```text
+//!  propose ──> proposer ──pack──> core ──append──> log store ──> writer thread ──> sled, fdatasync
+//!                 ^                │  ^                                                │
+//!                 │                │  └───────────────── flushed ──────────────────────┘
+//!                 │                ├──AppendEntries──> transport ──> other controllers
+//!                 │                └──committed──> applier: Machine::apply ──> View (watch channel) ──> readers
+//!                 └───outcomes────────────────────────┘      └──> snapshot file
+//! ```
+
+mod config;
+mod error;
+mod machine;
+mod replica;
+
+pub use config::{Config, Member, SnapshotPolicy, Timers};
+pub use error::{Leader, MembershipError, OpenError, ProposeError, ReadError, StopReason, StoreError};
+pub use machine::{Machine, Stamp, View};
+pub use replica::{Leadership, Metrics, Replica};
