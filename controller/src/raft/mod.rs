@@ -13,10 +13,26 @@
 //!                 └───outcomes────────────────────────┘      └──> snapshot file
 //! ```
 
+mod client;
 mod config;
+mod elector;
+mod engine;
 mod error;
+mod identity;
+mod log_check;
+mod log_store;
 mod machine;
+mod proposer;
+mod reads;
+mod record;
 mod replica;
+mod server;
+mod sled_engine;
+mod snapshot;
+mod state_machine;
+mod types;
+mod watchman;
+mod writer;
 
 pub use config::{Config, Member, SnapshotPolicy, Timers};
 pub use error::{Leader, MembershipError, OpenError, ProposeError, ReadError, StopReason, StoreError};
