@@ -34,6 +34,11 @@ mod types;
 mod watchman;
 mod writer;
 
+#[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
+mod demo_tests;
+
 pub use config::{Config, Member, SnapshotPolicy, Timers};
 pub use error::{Leader, MembershipError, OpenError, ProposeError, ReadError, StopReason, StoreError};
 pub use machine::{Machine, Stamp, View};
