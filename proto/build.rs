@@ -11,7 +11,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
-    // Ordered maps: the same object is always the same bytes.
-    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // Ordered maps: the same object is always the same bytes.
+        .btree_map(".")
+        // The log's payloads are shared between the disk, the cache and every follower: cloning one must cost nothing.
+        .bytes(".dunlin.v1.LogEntry")
+        .bytes(".dunlin.v1.PackedCommand")
+        .bytes(".dunlin.v1.Record")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,1 +1,3 @@
-//! Under construction.
+//! The replicated control plane of Dunlin.
+
+pub mod raft;

@@ -1,0 +1,249 @@
+//! Speaks to the other controllers.
+//!
+//! Two connections to each: one for log entries, one for heartbeats, votes, reads and snapshots, so that a hundred
+//! megabytes of snapshot never stand in front of an append. They are made when first needed and kept.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dunlin_proto::v1 as wire;
+use dunlin_proto::v1::raft_transport_client::RaftTransportClient;
+use openraft::AnyError;
+use openraft::error::{
+    Fatal, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, SnapshotMismatch,
+    Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::Member;
+use super::identity::Identity;
+use super::types::{
+    Types, entry_to_wire, log_id_from_wire, log_id_to_wire, meta_to_wire, vote_from_wire, vote_to_wire,
+};
+
+/// What a message may weigh: an append of 1 MiB that was topped by one command of 1 MiB, and its envelope.
+pub(super) const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// How long a connection may take. A LAN answers in a millisecond; a missing host never does.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// An idle connection is probed so often, and dropped when the probe is not answered within the second of these:
+/// otherwise the connection to a host that lost power would hang in retransmission long after it is back.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
+/// Pause before an unreachable controller is tried again: one that restarts is found within two of them.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+type Client = RaftTransportClient<Channel>;
+type RpcError<E = openraft::error::Infallible> = RPCError<u64, Member, RaftError<u64, E>>;
+
+/// Makes and keeps the connections.
+#[derive(Clone)]
+pub(super) struct Network {
+    identity: Arc<Identity>,
+    peers: Arc<Mutex<HashMap<(u64, String), Peer>>>,
+    /// The store each controller had when it first answered.
+    stores: Arc<Mutex<HashMap<u64, u64>>>,
+}
+
+/// The connections to one controller.
+#[derive(Clone)]
+pub(super) struct Peer {
+    id: u64,
+    identity: Arc<Identity>,
+    stores: Arc<Mutex<HashMap<u64, u64>>>,
+    log: Client,
+    other: Client,
+}
+
+impl Network {
+    pub(super) fn new(identity: Arc<Identity>) -> Self {
+        Self { identity, peers: Arc::default(), stores: Arc::default() }
+    }
+
+    /// The connections to controller `id` at `address`.
+    pub(super) fn peer(&self, id: u64, address: &str) -> Peer {
+        let mut peers = lock(&self.peers);
+        let peer = peers.entry((id, address.to_owned())).or_insert_with(|| Peer {
+            id,
+            identity: Arc::clone(&self.identity),
+            stores: Arc::clone(&self.stores),
+            log: connect(address),
+            other: connect(address),
+        });
+        peer.clone()
+    }
+
+    /// Closes the connections that nobody uses any more.
+    pub(super) fn close(&self) {
+        lock(&self.peers).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(address: &str) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    // An address that is none leads nowhere; every call says so.
+    let endpoint = endpoint.unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid:1"));
+    let channel = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1)
+        .keep_alive_while_idle(true)
+        .connect_lazy();
+    Client::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
+        self.peer(target, &node.raft)
+    }
+}
+
+impl Peer {
+    /// Asks the leader which part of the log a linearizable read must have seen.
+    pub(super) async fn read_index(&mut self) -> Result<u64, Status> {
+        let header = self.identity.header(self.id);
+        let response = self.other.read_index(wire::ReadIndexRequest { header }).await?;
+        Ok(response.into_inner().log_end)
+    }
+
+    /// A controller whose store is another one than before has lost its log, and with it promises that the quorum
+    /// counts on. It must not be filled up again under its old name.
+    fn check_store(&self, store: u64) -> Result<(), AnyError> {
+        let known = *lock(&self.stores).entry(self.id).or_insert(store);
+        if known == store {
+            return Ok(());
+        }
+        Err(AnyError::error(format!(
+            "controller {} came back with an empty store: remove it from the cluster and add it again",
+            self.id
+        )))
+    }
+
+    fn header(&self) -> Option<wire::RaftHeader> {
+        self.identity.header(self.id)
+    }
+}
+
+impl RaftNetwork<Types> for Peer {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, RpcError> {
+        use wire::append_response::Result as Answer;
+        let is_heartbeat = request.entries.is_empty();
+        let message = wire::AppendRequest {
+            header: self.header(),
+            vote: Some(vote_to_wire(&request.vote)),
+            previous: request.prev_log_id.as_ref().map(log_id_to_wire),
+            leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
+            entries: request.entries.iter().map(entry_to_wire).collect(),
+        };
+        let client = if is_heartbeat { &mut self.other } else { &mut self.log };
+        let response = client.append(message).await.map_err(|status| failed(self.id, &status))?.into_inner();
+        self.check_store(response.store).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
+        match response.result {
+            Some(Answer::Success(_)) => Ok(AppendEntriesResponse::Success),
+            Some(Answer::Partial(id)) => {
+                Ok(AppendEntriesResponse::PartialSuccess(Some(log_id_from_wire(id))))
+            }
+            Some(Answer::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
+            Some(Answer::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote_from_wire(vote))),
+            None => Err(meaningless(self.id)),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, RpcError<InstallSnapshotError>> {
+        use wire::snapshot_chunk_response::Result as Answer;
+        let segment =
+            openraft::SnapshotSegmentId { id: request.meta.snapshot_id.clone(), offset: request.offset };
+        let message = wire::SnapshotChunk {
+            header: self.header(),
+            vote: Some(vote_to_wire(&request.vote)),
+            meta: Some(meta_to_wire(&request.meta)),
+            offset: request.offset,
+            data: request.data,
+            done: request.done,
+        };
+        let response =
+            self.other.install_snapshot(message).await.map_err(|status| failed(self.id, &status))?;
+        match response.into_inner().result {
+            Some(Answer::Vote(vote)) => Ok(InstallSnapshotResponse { vote: vote_from_wire(vote) }),
+            Some(Answer::Mismatch(_)) => {
+                let start = openraft::SnapshotSegmentId { id: segment.id.clone(), offset: 0 };
+                let mismatch = SnapshotMismatch { expect: start, got: segment };
+                Err(RPCError::RemoteError(RemoteError::new(self.id, RaftError::APIError(mismatch.into()))))
+            }
+            None => Err(meaningless(self.id)),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<u64>, RpcError> {
+        let message = wire::VoteRequest {
+            header: self.header(),
+            vote: Some(vote_to_wire(&request.vote)),
+            last_log: request.last_log_id.as_ref().map(log_id_to_wire),
+        };
+        let response =
+            self.other.vote(message).await.map_err(|status| failed(self.id, &status))?.into_inner();
+        let vote = response.vote.map(vote_from_wire).ok_or_else(|| meaningless(self.id))?;
+        Ok(VoteResponse {
+            vote,
+            vote_granted: response.granted,
+            last_log_id: response.last_log.map(log_id_from_wire),
+        })
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(BACKOFF))
+    }
+}
+
+/// What a failed call means to the core: wait before the next try, or try at once, or the other side has stopped.
+fn failed<E: Error>(target: u64, status: &Status) -> RPCError<u64, Member, RaftError<u64, E>> {
+    match status.code() {
+        // Refused, reset, timed out while connecting; or the other side will not talk to us until somebody acts.
+        Code::Unavailable | Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+            if status.code() != Code::Unavailable {
+                tracing::error!(
+                    controller = target,
+                    reason = status.message(),
+                    "a controller refuses to talk"
+                );
+            }
+            RPCError::Unreachable(Unreachable::new(status))
+        }
+        Code::Aborted => RPCError::RemoteError(RemoteError::new(target, RaftError::Fatal(Fatal::Stopped))),
+        _ => RPCError::Network(NetworkError::new(status)),
+    }
+}
+
+fn meaningless<E: Error>(target: u64) -> RPCError<u64, Member, RaftError<u64, E>> {
+    RPCError::Network(NetworkError::new(&AnyError::error(format!("controller {target} gave no answer"))))
+}

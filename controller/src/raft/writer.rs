@@ -1,0 +1,197 @@
+//! The one thread that writes the log: it takes every write that waits, makes them, syncs once, and reports.
+//!
+//! Group commit: one `fdatasync` covers all writes of a group, and nothing is reported before it. Writes are made in
+//! the order they were sent, votes among entries, as consensus demands. Purging, which promises nothing to anybody,
+//! happens in slices between the groups, so that an append never waits for more than one slice.
+
+use std::sync::{Arc, mpsc};
+use std::{io, thread};
+
+use dunlin_proto::v1 as wire;
+use openraft::storage::LogFlushed;
+use tokio::sync::oneshot;
+
+use super::StoreError;
+use super::engine::{LogEngine, MetaKey};
+use super::log_store::Shared;
+use super::record;
+use super::state_machine::error_chain;
+use super::types::{Entry, LogId, Types, Vote, log_id_to_wire};
+
+/// Writes taken into one group at most: bounds how long the first of them waits for the others to be copied.
+const GROUP_WRITES: usize = 256;
+
+/// Entries purged between two groups: about a millisecond of work.
+const PURGE_SLICE: usize = 1_000;
+
+/// One write, and whom to tell.
+pub(super) enum Write {
+    Append {
+        entries: Vec<Entry>,
+        ticket: u64,
+        flushed: LogFlushed<Types>,
+    },
+    Truncate {
+        first: u64,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    Vote {
+        vote: Vote,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Any named value; used for the identity.
+    Put {
+        key: MetaKey,
+        value: Vec<u8>,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    Purge {
+        upto: LogId,
+    },
+}
+
+/// Whom to tell about a write.
+enum Report {
+    Flushed(LogFlushed<Types>),
+    Done(oneshot::Sender<Result<(), String>>),
+}
+
+impl Report {
+    fn send(self, result: &Result<(), String>) {
+        match self {
+            Self::Flushed(flushed) => flushed.log_io_completed(result.clone().map_err(io::Error::other)),
+            // The caller may have been dropped; the write stands all the same.
+            Self::Done(done) => drop(done.send(result.clone())),
+        }
+    }
+}
+
+/// Starts the thread. It ends when every sender is gone, or when the engine fails; `closed` resolves after it has let
+/// go of the engine.
+pub(super) fn start(
+    engine: Arc<dyn LogEngine>,
+    shared: Arc<Shared>,
+    log_end: u64,
+) -> io::Result<(mpsc::Sender<Write>, oneshot::Receiver<()>)> {
+    let (sender, receiver) = mpsc::channel();
+    let (closing, closed) = oneshot::channel();
+    let writer = Writer { engine, shared, log_end, purge_to: None };
+    thread::Builder::new().name("raft-log".into()).spawn(move || {
+        writer.run(&receiver);
+        drop(closing);
+    })?;
+    Ok((sender, closed))
+}
+
+struct Writer {
+    engine: Arc<dyn LogEngine>,
+    shared: Arc<Shared>,
+    log_end: u64,
+    purge_to: Option<u64>,
+}
+
+impl Writer {
+    fn run(mut self, receiver: &mpsc::Receiver<Write>) {
+        loop {
+            let first = if self.purge_to.is_some() {
+                match receiver.try_recv() {
+                    Ok(write) => Some(write),
+                    Err(mpsc::TryRecvError::Empty) => None,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            } else {
+                match receiver.recv() {
+                    Ok(write) => Some(write),
+                    Err(mpsc::RecvError) => return,
+                }
+            };
+            let result = match first {
+                Some(first) => self.group(first, receiver),
+                None => self.purge_slice(),
+            };
+            if let Err(error) = result {
+                // The core stops on the failed write, and the process with it; later writers see the channel closed.
+                tracing::error!(%error, "the log cannot be written");
+                return;
+            }
+        }
+    }
+
+    fn group(&mut self, first: Write, receiver: &mpsc::Receiver<Write>) -> Result<(), StoreError> {
+        let mut reports = Vec::new();
+        let mut written = None;
+        let mut result = Ok(());
+        for write in std::iter::once(first).chain(receiver.try_iter().take(GROUP_WRITES - 1)) {
+            let made = match &result {
+                Ok(()) => self.make(&write),
+                Err(_) => Ok(()),
+            };
+            match write {
+                Write::Append { ticket, flushed, .. } => {
+                    written = Some(ticket);
+                    reports.push(Report::Flushed(flushed));
+                }
+                Write::Truncate { done, .. } | Write::Vote { done, .. } | Write::Put { done, .. } => {
+                    reports.push(Report::Done(done));
+                }
+                Write::Purge { .. } => {}
+            }
+            result = result.and(made);
+        }
+        if result.is_ok() && !reports.is_empty() {
+            result = self.put_marks().and_then(|()| self.engine.sync());
+        }
+        let told = result.as_ref().map_err(|error| error_chain(error)).copied();
+        if let (Ok(()), Some(ticket)) = (&told, written) {
+            self.shared.written(ticket);
+        }
+        for report in reports {
+            report.send(&told);
+        }
+        result
+    }
+
+    fn make(&mut self, write: &Write) -> Result<(), StoreError> {
+        match write {
+            Write::Append { entries, .. } => {
+                let records: Vec<_> =
+                    entries.iter().map(|entry| (entry.log_id.index, record::encode_entry(entry))).collect();
+                self.engine.append(&records)?;
+                self.log_end = records.last().map_or(self.log_end, |(index, _)| index + 1);
+                Ok(())
+            }
+            Write::Truncate { first, .. } => {
+                // The mark goes first: a crash in between leaves more entries than marked, never fewer.
+                self.log_end = self.log_end.min(*first);
+                self.put_marks()?;
+                self.engine.truncate_from(*first)
+            }
+            Write::Vote { vote, .. } => self.engine.put(MetaKey::Vote, &record::encode_vote(vote)),
+            Write::Put { key, value, .. } => self.engine.put(*key, value),
+            Write::Purge { upto } => {
+                self.log_end = self.log_end.max(upto.index + 1);
+                self.engine.put(MetaKey::Purged, &record::encode_log_id(upto))?;
+                self.put_marks()?;
+                self.purge_to = self.purge_to.max(Some(upto.index));
+                Ok(())
+            }
+        }
+    }
+
+    fn put_marks(&self) -> Result<(), StoreError> {
+        let committed = self.shared.committed().as_ref().map(log_id_to_wire);
+        self.engine.put(
+            MetaKey::Marks,
+            &record::encode_marks(&wire::StoreMarks { log_end: self.log_end, committed }),
+        )
+    }
+
+    fn purge_slice(&mut self) -> Result<(), StoreError> {
+        if let Some(last) = self.purge_to
+            && !self.engine.purge_to(last, PURGE_SLICE)?
+        {
+            self.purge_to = None;
+        }
+        Ok(())
+    }
+}
