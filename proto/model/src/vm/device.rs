@@ -270,7 +270,7 @@ pub struct Vnc {
 
 impl Vnc {
     pub(super) fn validate(&self) -> Result<(), Invalid> {
-        if !self.listen.is_empty() && self.listen.parse::<std::net::IpAddr>().is_err() {
+        if !self.listen.is_empty() && self.listen.parse::<core::net::IpAddr>().is_err() {
             return Err(Invalid::new(
                 "listen",
                 format!("{:?} is no IP address", self.listen),
