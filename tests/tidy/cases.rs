@@ -55,7 +55,7 @@ fn size_cases() -> Vec<Case> {
             "pub const QUEUE_MAX: u8 = 1;",
             "/// Why.\npub const QUEUE_MAX: u8 = 1;",
         ),
-        rust("bound-doc", "agent/src/a.rs", "const WAIT_MS: u8 = 1;", "pub const KIND_NAME: u8 = 1;"),
+        rust("bound-doc", "agent/src/a.rs", "const WAIT_MS: u8 = 1;", "pub const MIB: u8 = 1;"),
         rust(
             "bound-doc",
             "agent/src/a.rs",
@@ -87,6 +87,7 @@ fn purity_cases() -> Vec<Case> {
     vec![
         rust("pure", state, "use std::time::Instant;", "use std::time::Duration;"),
         rust("pure", state, "fn f() { std::time::SystemTime::now(); }", "fn f(now_ms: u64) {}"),
+        rust("pure", state, "fn f() { io::stdout(); }", "fn f(to: &mut impl std::io::Write) {}"),
         rust("pure", model, "use std::{fmt, fs};", "use std::{fmt, ops};"),
         rust("pure", model, "fn f(a: std::net::IpAddr) {}", "fn f(a: core::net::IpAddr) {}"),
         rust(

@@ -39,7 +39,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "dunlin-state",
         below: &["dunlin-model"],
-        outside: Outside::Only(&["imbl", "serde", "serde_json", "thiserror"]),
+        outside: Outside::Only(&["imbl", "serde", "serde_json", "thiserror", "uuid"]),
     },
     Layer { name: "dunlin-proto", below: &["dunlin-model"], outside: Outside::Any },
     Layer { name: "dunlin-drivers", below: &["dunlin-model"], outside: Outside::Any },

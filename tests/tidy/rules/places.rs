@@ -15,7 +15,14 @@ const GENERATED_PLACES: &[&str] = &[
     // The transport of the log, and the version-stamped records it keeps on disk.
     "controller/src/raft",
     "agent/src/session",
+    // What an agent does beside its session: joining, the bytes of an image, the bytes of a console.
+    "agent/src/console",
+    "agent/src/identity",
+    "agent/src/images",
+    // The CLI is a thin shell: a verb fills in one request.
     "cli/src/client",
+    "cli/src/local",
+    "cli/src/verbs",
     "tests",
 ];
 

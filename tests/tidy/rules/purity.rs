@@ -23,7 +23,9 @@ const IMPURE: &[(&str, &str)] = &[
     ("HashSet", "its order changes from run to run; BTreeSet or imbl::OrdSet"),
     ("RandomState", "it is seeded by the machine"),
     ("std::fs", "the shell does the I/O"),
-    ("std::io", "the shell does the I/O"),
+    ("io::stdin", "the shell does the I/O; a reader comes in as an argument"),
+    ("io::stdout", "the shell does the I/O; a writer comes in as an argument"),
+    ("io::stderr", "the shell does the I/O; a writer comes in as an argument"),
     ("std::net", "the shell does the I/O; plain address types are in core::net"),
     ("std::env", "settings come in as arguments"),
     ("std::process", "the shell does the I/O"),
@@ -54,7 +56,7 @@ pub(super) fn check(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
                 }
             }
             Kind::Float if floatless => {
-                found(FLOAT, format!("{}: replicas must agree to the bit", fact.name))
+                found(FLOAT, format!("{}: replicas must agree to the bit", fact.name));
             }
             Kind::Async => found(ASYNC, format!("{}: a pure function never waits", fact.name)),
             _ => {}

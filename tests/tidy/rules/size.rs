@@ -47,6 +47,7 @@ pub(super) fn check(subject: &Subject<'_>, facts: &Facts) -> Vec<Finding> {
 
 fn is_bound(name: &str) -> bool {
     let words: Vec<&str> = name.split('_').collect();
-    let first_is_bound = words.len() > 1 && matches!(words[0], "MAX" | "MIN");
-    first_is_bound || words.last().is_some_and(|last| BOUND_ENDINGS.contains(last))
+    // One word alone is a unit or a kind (`MIB`), not a bound on something.
+    let [first, .., last] = words.as_slice() else { return false };
+    matches!(*first, "MAX" | "MIN") || BOUND_ENDINGS.contains(last)
 }
