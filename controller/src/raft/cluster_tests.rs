@@ -72,9 +72,9 @@ fn copy(from: &Path, to: &Path) {
         let item = item.unwrap();
         let target = to.join(item.file_name());
         if item.path().is_dir() {
-            copy(&item.path(), &target)
+            copy(&item.path(), &target);
         } else {
-            drop(std::fs::copy(item.path(), target).unwrap())
+            std::fs::copy(item.path(), target).unwrap();
         }
     }
 }

@@ -36,6 +36,11 @@ const ROUNDS: u32 = 5;
 /// How long the leader may take to accept. A refusal comes within a millisecond.
 const PROBE: Duration = Duration::from_millis(100);
 
+/// A dying process closes its connections and its listener one after the other: an accepted probe is repeated after
+/// these pauses before it is believed.
+const PROBE_PAUSES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(10), Duration::from_millis(30), Duration::from_millis(60)];
+
 /// Runs until the transport is gone.
 pub(super) async fn run(raft: Raft, me: u64, mut gone: mpsc::UnboundedReceiver<u64>) {
     while let Some(controller) = gone.recv().await {
@@ -44,8 +49,6 @@ pub(super) async fn run(raft: Raft, me: u64, mut gone: mpsc::UnboundedReceiver<u
         {
             tracing::info!(controller, "the leader's connection closed; the election timers decide");
         }
-        // A leader has several connections; the others' news is the same news.
-        while gone.try_recv().is_ok() {}
     }
 }
 
@@ -105,8 +108,13 @@ impl Lost {
 
 /// Whether nobody listens there. False when that is not certain.
 async fn refuses(address: &str) -> bool {
-    match timeout(PROBE, TcpStream::connect(address)).await {
-        Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
-        Ok(Ok(_)) | Err(_) => false,
+    for pause in PROBE_PAUSES {
+        sleep(pause).await;
+        match timeout(PROBE, TcpStream::connect(address)).await {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return true,
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return false,
+        }
     }
+    false
 }

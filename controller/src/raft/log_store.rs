@@ -195,7 +195,8 @@ impl LogStore {
                     AnyError::error(error.to_string()),
                 ))
             })?;
-        if older.last().is_some_and(|last| last.log_id.index + 1 == tail_start) {
+        // Nothing older at all: the log begins in memory.
+        if older.last().is_none_or(|last| last.log_id.index + 1 == tail_start) {
             older.append(&mut entries);
         }
         Ok(older)

@@ -38,6 +38,8 @@ mod writer;
 mod cluster_tests;
 #[cfg(test)]
 mod demo_tests;
+#[cfg(test)]
+mod store_tests;
 
 pub use config::{Config, Member, SnapshotPolicy, Timers};
 pub use error::{Leader, MembershipError, OpenError, ProposeError, ReadError, StopReason, StoreError};
