@@ -1,3 +1,4 @@
 //! The replicated control plane of Dunlin.
 
 pub mod raft;
+pub mod reconcile;

@@ -1,0 +1,100 @@
+//! The one function that changes the state.
+
+use std::sync::Arc;
+
+use dunlin_model::{Object, Revision};
+
+use crate::command::{Command, Stamp, Write};
+use crate::draft::Draft;
+use crate::{Rejected, State, cluster, host, image, keys, migration, sweep, task, token, vm};
+
+/// What a command led to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The cluster's revision after it.
+    pub revision: Revision,
+    /// The object it was about, as it is now; None for a Sweep, and for a repeated write whose object is gone since.
+    pub object: Option<Arc<Object>>,
+    /// The idempotency key had been answered before: nothing was done this time.
+    pub repeated: bool,
+}
+
+/// Checks a command and carries it out, wholly or not at all. Every replica comes to the same result.
+pub fn apply(state: &mut State, stamp: &Stamp, command: &Command) -> Result<Outcome, Rejected> {
+    // Even a refused command moves the cluster's time and index, so that every replica agrees on them.
+    state.time = state.time.max(stamp.time);
+    state.index = state.index.max(stamp.index);
+    if let Command::Write { key, write } = command
+        && let Some(outcome) = keys::answered(state, key, write)?
+    {
+        return Ok(outcome);
+    }
+    let mut draft = Draft::new(state);
+    dispatch(&mut draft, command)?;
+    let (mut next, object) = draft.commit();
+    if let (Command::Write { key, write }, Some(object)) = (command, &object) {
+        keys::remember(&mut next, key, write, object);
+    }
+    let revision = next.revision;
+    *state = next;
+    Ok(Outcome { revision, object, repeated: false })
+}
+
+fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
+    match command {
+        Command::Write { write, .. } => dispatch_write(draft, write),
+        Command::FoundCluster { uid, name, controllers } => cluster::found(draft, *uid, name, controllers),
+        Command::SetControllers { controllers } => cluster::set_controllers(draft, controllers),
+        Command::JoinHost { token_sha256, uid, name, labels, secret_sha256 } => {
+            token::join(draft, token_sha256, *uid, name, labels, secret_sha256)
+        }
+        Command::OpenSession { host, session, agent_version, capabilities } => {
+            host::open_session(draft, *host, *session, agent_version, capabilities)
+        }
+        Command::CloseSession { host, session, message } => {
+            host::close_session(draft, *host, *session, message)
+        }
+        Command::SetCapabilities { host, session, capabilities } => {
+            host::set_capabilities(draft, *host, *session, capabilities)
+        }
+        Command::BindVm { vm, generation, incarnation, host } => {
+            vm::bind(draft, *vm, *generation, *incarnation, *host)
+        }
+        Command::ExplainPending { vm, generation, reason, message } => {
+            vm::explain(draft, *vm, *generation, reason, message)
+        }
+        Command::Observe { vm, host, incarnation, seen } => {
+            vm::observe(draft, *vm, *host, *incarnation, seen)
+        }
+        Command::ForgetVm { vm } => vm::forget(draft, *vm),
+        Command::Migrate { migration, event } => migration::step(draft, *migration, event),
+        Command::Progress { task, phase, progress_percent, message } => {
+            task::progress(draft, *task, *phase, *progress_percent, message)
+        }
+        Command::Sweep => {
+            sweep::sweep(draft);
+            Ok(())
+        }
+    }
+}
+
+fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
+    match write {
+        Write::CreateVm { uid, name, labels, spec } => vm::create(draft, *uid, name, labels, spec),
+        Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
+        Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
+        Write::DeleteVm { uid } => vm::delete(draft, *uid),
+        Write::UpdateHost { uid, revision, labels, cordoned } => {
+            host::update(draft, *uid, *revision, labels, *cordoned)
+        }
+        Write::RemoveHost { uid, force } => host::remove(draft, *uid, *force),
+        Write::CreateImage { uid, name, labels, spec } => image::create(draft, *uid, name, labels, spec),
+        Write::DeleteImage { uid } => image::delete(draft, *uid),
+        Write::UpdateCluster { revision, labels, spec } => cluster::update(draft, *revision, labels, spec),
+        Write::CreateMigration { uid, name, spec } => migration::create(draft, *uid, name, spec),
+        Write::CancelMigration { uid } => migration::cancel(draft, *uid),
+        Write::CreateTask { uid, name, spec } => task::create(draft, *uid, name, spec),
+        Write::CancelTask { uid } => task::cancel(draft, *uid),
+        Write::CreateToken { sha256, expires } => token::create(draft, sha256, *expires),
+    }
+}

@@ -1,0 +1,62 @@
+//! The one cluster object.
+
+use dunlin_model::cluster::{Cluster, ClusterSpec, ClusterStatus, Controller};
+use dunlin_model::event::EventLevel;
+use dunlin_model::{ClusterId, ErrorCode, Labels, Name, Object, Revision, meta};
+
+use crate::Rejected;
+use crate::draft::{Draft, refuse_stale};
+
+/// A cluster is founded once. The same founding again is done already.
+pub(crate) fn found(
+    draft: &mut Draft,
+    uid: ClusterId,
+    name: &Name,
+    controllers: &[Controller],
+) -> Result<(), Rejected> {
+    if let Some(cluster) = draft.state.cluster() {
+        if cluster.metadata.uid == uid {
+            return draft.take::<Cluster>(uid).map(drop);
+        }
+        let message = format!("this is cluster {} ({}) already", cluster.metadata.name, cluster.metadata.uid);
+        return Err(Rejected::new(ErrorCode::AlreadyExists, message));
+    }
+    let metadata = draft.card::<Cluster, _>(uid, uid.0, name, &Labels::new())?;
+    let status = ClusterStatus { controllers: controllers.to_vec(), leader: None };
+    draft.put(Cluster { metadata, spec: ClusterSpec::default(), status });
+    Ok(())
+}
+
+pub(crate) fn set_controllers(draft: &mut Draft, controllers: &[Controller]) -> Result<(), Rejected> {
+    let mut cluster = the(draft)?;
+    cluster.status.controllers = controllers.to_vec();
+    draft.put(cluster);
+    Ok(())
+}
+
+pub(crate) fn update(
+    draft: &mut Draft,
+    read: Revision,
+    labels: &Labels,
+    spec: &ClusterSpec,
+) -> Result<(), Rejected> {
+    let mut cluster = the(draft)?;
+    refuse_stale(cluster.clone(), read)?;
+    spec.validate()?;
+    meta::validate_labels(labels)?;
+    cluster.metadata.labels.clone_from(labels);
+    if cluster.spec != *spec {
+        cluster.spec = spec.clone();
+        cluster.metadata.generation = cluster.metadata.generation.next();
+        let object = Object::Cluster(cluster.clone());
+        draft.event(EventLevel::Normal, "ClusterChanged", &object, "the cluster's policy was changed");
+    }
+    draft.put(cluster);
+    Ok(())
+}
+
+fn the(draft: &mut Draft) -> Result<Cluster, Rejected> {
+    let uid = draft.state.cluster().map(|cluster| cluster.metadata.uid);
+    let uid = uid.ok_or_else(|| Rejected::new(ErrorCode::WrongState, "the cluster is not founded yet"))?;
+    draft.take::<Cluster>(uid)
+}

@@ -1,0 +1,143 @@
+//! Hosts: sessions, capabilities, cordons, removal.
+
+use dunlin_model::capabilities::HostCapabilities;
+use dunlin_model::event::EventLevel;
+use dunlin_model::host::{Host, HostPhase};
+use dunlin_model::vm::{Vm, VmPhase};
+use dunlin_model::{ErrorCode, HostId, Kind, Labels, Object, Revision, meta};
+
+use crate::draft::{Draft, refuse_stale};
+use crate::vm::unbind;
+use crate::{Rejected, migration};
+
+pub(crate) fn open_session(
+    draft: &mut Draft,
+    id: HostId,
+    session: u64,
+    agent_version: &str,
+    capabilities: &HostCapabilities,
+) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    if session <= host.status.session {
+        let message = format!("host {}: session {} is known, so {session} is old", host.metadata.name, host.status.session);
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    host.status.session = session;
+    agent_version.clone_into(&mut host.status.agent_version);
+    host.status.capabilities = capabilities.clone();
+    if host.status.phase != HostPhase::Up {
+        host.status.phase = HostPhase::Up;
+        host.status.since = draft.now();
+        host.status.message = String::new();
+        let message = format!("its agent {agent_version} holds session {session}");
+        draft.event(EventLevel::Normal, "HostUp", &Object::Host(host.clone()), message);
+    }
+    draft.put(host);
+    Ok(())
+}
+
+pub(crate) fn close_session(
+    draft: &mut Draft,
+    id: HostId,
+    session: u64,
+    message: &str,
+) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    if session != host.status.session || host.status.phase != HostPhase::Up {
+        return Ok(());
+    }
+    host.status.phase = HostPhase::Down;
+    host.status.since = draft.now();
+    message.clone_into(&mut host.status.message);
+    draft.event(EventLevel::Warning, "HostDown", &Object::Host(host.clone()), message);
+    draft.put(host);
+    Ok(())
+}
+
+pub(crate) fn set_capabilities(
+    draft: &mut Draft,
+    id: HostId,
+    session: u64,
+    capabilities: &HostCapabilities,
+) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    if session != host.status.session {
+        let message = format!("host {}: session {session} is not the current one", host.metadata.name);
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    host.status.capabilities = capabilities.clone();
+    draft.put(host);
+    Ok(())
+}
+
+pub(crate) fn update(
+    draft: &mut Draft,
+    id: HostId,
+    read: Revision,
+    labels: &Labels,
+    cordoned: bool,
+) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    refuse_stale(host.clone(), read)?;
+    meta::validate_labels(labels)?;
+    host.metadata.labels.clone_from(labels);
+    draft.put(host);
+    set_cordon(draft, id, cordoned)
+}
+
+pub(crate) fn set_cordon(draft: &mut Draft, id: HostId, cordoned: bool) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    if host.spec.cordoned != cordoned {
+        host.spec.cordoned = cordoned;
+        host.metadata.generation = host.metadata.generation.next();
+        let (reason, message) = if cordoned {
+            ("HostCordoned", "it takes no new VM")
+        } else {
+            ("HostUncordoned", "it takes new VMs again")
+        };
+        draft.event(EventLevel::Normal, reason, &Object::Host(host.clone()), message);
+        draft.put(host);
+    }
+    Ok(())
+}
+
+/// A forced removal is the admin's word that no guest of this host runs any more: its VMs become Failed, and a guest
+/// that was handed over to it is handed back to the source that still holds it.
+pub(crate) fn remove(draft: &mut Draft, id: HostId, force: bool) -> Result<(), Rejected> {
+    let host = draft.take::<Host>(id)?;
+    let name = host.metadata.name.clone();
+    let here: Vec<Vm> = draft.state.vms_touching(id).cloned().collect();
+    let moves = draft.state.host_migrations(id).count();
+    if !force && (!here.is_empty() || moves > 0) {
+        let message = format!(
+            "host {name} still has {} VMs (running or with disks) and {moves} migrations; drain it, or force",
+            here.len()
+        );
+        return Err(Rejected::new(ErrorCode::InUse, message));
+    }
+    migration::host_removed(draft, id)?;
+    for vm in here {
+        // The migrations' end may have changed it.
+        let Some(mut vm) = draft.state.vm(vm.metadata.uid).cloned() else { continue };
+        if vm.status.host != Some(id) {
+            continue;
+        }
+        unbind(&mut vm);
+        if vm.status.phase != VmPhase::Deleting {
+            vm.status.phase = VmPhase::Failed;
+            vm.status.since = draft.now();
+            vm.status.reason = "HostRemoved".to_owned();
+            vm.status.message = format!("host {name} was removed while it was bound to it");
+            let object = Object::Vm(vm.clone());
+            draft.event(EventLevel::Warning, "VmLost", &object, vm.status.message.clone());
+        }
+        draft.put(vm);
+    }
+    draft.state.secrets.remove(&id);
+    let message = if force { "removed by force" } else { "removed" };
+    draft.event(EventLevel::Normal, "HostRemoved", &Object::Host(host), message);
+    draft.remove(Kind::Host, id.0);
+    // The answer is the host, not the last VM looked at.
+    draft.answer(Kind::Host, id.0);
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Idempotency keys: the same key and write again give the same answer and change nothing.
+
+use std::sync::Arc;
+
+use dunlin_model::{ErrorCode, Kind, Name, Object, Revision, Timestamp};
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::command::Write;
+use crate::{Outcome, Rejected, State};
+
+/// Answers kept: at 100 writes per second a lost answer can be asked for again for 80 s at least.
+pub const ANSWERS_MAX: usize = 8_192;
+/// An answer is kept this long, ms: longer than any client retries.
+pub const ANSWER_LIFETIME_MS: u64 = 3_600_000;
+/// Longest key, bytes.
+pub const KEY_MAX: usize = 64;
+
+/// What a write was answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Hash of the write, without what the edge mints for it.
+    pub hash: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Log index: the order of answers.
+    pub index: u64,
+    /// Kind of the object it was about.
+    pub kind: Kind,
+    /// Uid of that object.
+    pub uid: Uuid,
+    /// The cluster's revision after it.
+    pub revision: Revision,
+}
+
+/// The answers, by key and by age.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Answers {
+    pub(crate) by_key: OrdMap<String, Answer>,
+    by_age: OrdMap<u64, String>,
+}
+
+impl Answers {
+    pub(crate) fn insert(&mut self, key: String, answer: Answer) {
+        self.by_age.insert(answer.index, key.clone());
+        self.by_key.insert(key, answer);
+        while self.by_key.len() > ANSWERS_MAX {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((index, key)) = self.by_age.get_min().cloned() {
+            self.by_age.remove(&index);
+            self.by_key.remove(&key);
+        }
+    }
+
+    /// Is the oldest answer past its lifetime?
+    pub(crate) fn stale(&self, now: Timestamp) -> bool {
+        let oldest = self.by_age.get_min().and_then(|(_, key)| self.by_key.get(key));
+        oldest.is_some_and(|answer| now.millis_since(answer.at) > ANSWER_LIFETIME_MS)
+    }
+
+    pub(crate) fn drop_stale(&mut self, now: Timestamp) {
+        while self.stale(now) {
+            self.drop_oldest();
+        }
+    }
+}
+
+impl State {
+    /// What was answered under an idempotency key, while that is remembered.
+    #[must_use]
+    pub fn answer(&self, key: &str) -> Option<&Answer> {
+        self.answers.by_key.get(key)
+    }
+}
+
+/// The answer to a write that was answered before.
+pub(crate) fn answered(state: &State, key: &str, write: &Write) -> Result<Option<Outcome>, Rejected> {
+    if key.is_empty() || key.len() > KEY_MAX {
+        let message = format!("idempotency_key: {} bytes; allowed: 1 to {KEY_MAX}", key.len());
+        return Err(Rejected::new(ErrorCode::InvalidArgument, message));
+    }
+    let Some(answer) = state.answer(key) else { return Ok(None) };
+    if answer.hash != hash(write) {
+        let message = format!("idempotency key {key:?} was used for another request");
+        return Err(Rejected::new(ErrorCode::KeyReused, message));
+    }
+    let object = state.object(answer.kind, answer.uid).cloned();
+    Ok(Some(Outcome { revision: answer.revision, object, repeated: true }))
+}
+
+pub(crate) fn remember(state: &mut State, key: &str, write: &Write, object: &Arc<Object>) {
+    let answer = Answer {
+        hash: hash(write),
+        at: state.time,
+        index: state.index,
+        kind: object.kind(),
+        uid: object.uid(),
+        revision: state.revision,
+    };
+    state.answers.insert(key.to_owned(), answer);
+}
+
+/// FNV-1a over the JSON of what somebody asked for. What the edge mints anew for each attempt does not count: uids,
+/// hardware addresses, names of migrations and tasks, tokens.
+#[must_use]
+pub fn hash(write: &Write) -> u64 {
+    let mut write = write.clone();
+    let minted: Name = "minted".parse().expect("a word is a name");
+    match &mut write {
+        Write::CreateVm { uid, spec, .. } => {
+            uid.0 = Uuid::nil();
+            spec.nics.iter_mut().for_each(|nic| nic.mac = None);
+        }
+        Write::CreateImage { uid, .. } => uid.0 = Uuid::nil(),
+        Write::CreateMigration { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted),
+        Write::CreateTask { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted),
+        Write::CreateToken { sha256, expires } => (*sha256, *expires) = (String::new(), Timestamp(0)),
+        _ => {}
+    }
+    let json = serde_json::to_vec(&write).expect("a write has only string keys");
+    json.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

@@ -1,0 +1,177 @@
+//! What users write of VMs.
+
+use dunlin_model::capabilities::DriverPower;
+use dunlin_model::event::EventLevel;
+use dunlin_model::host::Host;
+use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec, VmStatus};
+use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Object, Revision, Secret, VmId, meta};
+
+use super::{VmEvent, enter};
+use crate::draft::{Draft, refuse_stale};
+use crate::{Rejected, State, migration};
+
+pub(crate) fn create(
+    draft: &mut Draft,
+    uid: VmId,
+    name: &Name,
+    labels: &Labels,
+    spec: &VmSpec,
+) -> Result<(), Rejected> {
+    check_spec(&draft.state, spec)?;
+    meta::validate_labels(labels)?;
+    let metadata = draft.card::<Vm, _>(uid, uid.0, name, labels)?;
+    let status = VmStatus { since: draft.now(), ..VmStatus::default() };
+    let mut vm = Vm { metadata, spec: spec.clone(), status };
+    keep_password(&mut vm.spec, None)?;
+    if spec.power != Power::Stopped {
+        enter(draft, &mut vm, VmEvent::Start)?;
+    }
+    let message = format!("{} vCPUs, {} MiB", spec.cpus, spec.mem_mib);
+    draft.event(EventLevel::Normal, "VmCreated", &Object::Vm(vm.clone()), message);
+    draft.put(vm);
+    Ok(())
+}
+
+fn check_spec(state: &State, spec: &VmSpec) -> Result<(), Rejected> {
+    spec.validate()?;
+    for image in spec.images() {
+        state.find::<dunlin_model::image::Image>(image)?;
+    }
+    if let Some(host) = &spec.placement.host {
+        state.find::<Host>(host)?;
+    }
+    Ok(())
+}
+
+/// A password written back as it reads keeps the stored one.
+fn keep_password(spec: &mut VmSpec, stored: Option<&VmSpec>) -> Result<(), Rejected> {
+    let Some(password) = spec.vnc.as_mut().and_then(|vnc| vnc.password.as_mut()) else { return Ok(()) };
+    if password.expose() != Secret::REDACTED {
+        return Ok(());
+    }
+    let kept = stored.and_then(|spec| spec.vnc.as_ref()).and_then(|vnc| vnc.password.clone());
+    let problem = "is the mark of a hidden password, and none is stored";
+    *password =
+        kept.ok_or_else(|| Invalid::new("spec.vnc.password", problem, "a password of 1 to 8 bytes"))?;
+    Ok(())
+}
+
+pub(crate) fn update(
+    draft: &mut Draft,
+    uid: VmId,
+    read: Revision,
+    labels: &Labels,
+    spec: &VmSpec,
+) -> Result<(), Rejected> {
+    let mut vm = draft.take::<Vm>(uid)?;
+    refuse_stale(vm.clone(), read)?;
+    refuse_deleting(&vm)?;
+    meta::validate_labels(labels)?;
+    let mut spec = spec.clone();
+    keep_password(&mut spec, Some(&vm.spec))?;
+    if spec != vm.spec {
+        check_spec(&draft.state, &spec)?;
+        refuse_rebuild(&vm, &spec)?;
+    }
+    let (power, before) = (spec.power, vm.spec.power);
+    vm.metadata.labels.clone_from(labels);
+    vm.spec = VmSpec { power: before, ..spec };
+    if draft.state.vm(uid).is_some_and(|stored| stored.spec != vm.spec) {
+        vm.metadata.generation = vm.metadata.generation.next();
+    }
+    want(draft, &mut vm, power)?;
+    draft.put(vm);
+    Ok(())
+}
+
+/// While a process or saved memory may exist, the machine it belongs to stays as it is.
+fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
+    let built = vm.status.phase.holds_reservation() || vm.status.saved.is_some() || vm.status.migration.is_some();
+    let same = VmSpec {
+        power: spec.power,
+        restart: spec.restart,
+        placement: spec.placement.clone(),
+        ..vm.spec.clone()
+    };
+    if !built || same == *spec {
+        return Ok(());
+    }
+    let message = format!(
+        "VM {} is {}: only labels, power, restart and placement can change now; stop it first",
+        vm.metadata.name, vm.status.phase
+    );
+    Err(Rejected::new(ErrorCode::WrongState, message))
+}
+
+fn refuse_deleting(vm: &Vm) -> Result<(), Rejected> {
+    if vm.status.phase == VmPhase::Deleting {
+        let message = format!("VM {} is being deleted", vm.metadata.name);
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    Ok(())
+}
+
+pub(crate) fn set_power(draft: &mut Draft, uid: VmId, power: Power) -> Result<(), Rejected> {
+    let mut vm = draft.take::<Vm>(uid)?;
+    refuse_deleting(&vm)?;
+    if power == Power::Paused
+        && let Some(host) = vm.status.host.and_then(|host| draft.state.host(host))
+        && let Some(driver) = host.status.capabilities.driver(vm.spec.driver)
+        && !driver.powers.contains(&DriverPower::Pause)
+    {
+        let message = format!("driver {} on host {} cannot pause", vm.spec.driver, host.metadata.name);
+        return Err(Rejected::new(ErrorCode::Unsupported, message));
+    }
+    want(draft, &mut vm, power)?;
+    draft.put(vm);
+    Ok(())
+}
+
+/// Sets the power that is wanted, and takes the step that follows at once where no process is involved.
+fn want(draft: &mut Draft, vm: &mut Vm, power: Power) -> Result<(), Rejected> {
+    if vm.spec.power != power {
+        vm.spec.power = power;
+        vm.metadata.generation = vm.metadata.generation.next();
+    }
+    let on = power != Power::Stopped;
+    match vm.status.phase {
+        VmPhase::Stopped | VmPhase::Failed | VmPhase::Saved if on => {
+            vm.status.restarts = 0;
+            enter(draft, vm, VmEvent::Start)?;
+        }
+        VmPhase::Pending | VmPhase::Failed if !on => {
+            let saved = vm.status.saved.is_some();
+            enter(draft, vm, if saved { VmEvent::KeepSaved } else { VmEvent::GiveUp })?;
+        }
+        _ => {}
+    }
+    if !on {
+        migration::call_off(draft, vm, "the VM is to be stopped")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn delete(draft: &mut Draft, uid: VmId) -> Result<(), Rejected> {
+    let mut vm = draft.take::<Vm>(uid)?;
+    if vm.status.phase == VmPhase::Deleting {
+        return Ok(());
+    }
+    enter(draft, &mut vm, VmEvent::Delete)?;
+    migration::call_off(draft, &vm, "the VM is to be deleted")?;
+    draft.event(EventLevel::Normal, "VmDeleting", &Object::Vm(vm.clone()), "its guest and disks go");
+    draft.put(vm);
+    draft.answer(Kind::Vm, uid.0);
+    Ok(())
+}
+
+pub(crate) fn forget(draft: &mut Draft, uid: VmId) -> Result<(), Rejected> {
+    let vm = draft.take::<Vm>(uid)?;
+    if vm.status.phase != VmPhase::Deleting || vm.status.migration.is_some() {
+        let message = format!("VM {} is {} and not to be forgotten yet", vm.metadata.name, vm.status.phase);
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    draft.state.fences.remove(&uid);
+    draft.event(EventLevel::Normal, "VmDeleted", &Object::Vm(vm), "nothing of it is left");
+    draft.remove(Kind::Vm, uid.0);
+    Ok(())
+}
