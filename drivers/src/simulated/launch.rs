@@ -109,7 +109,9 @@ impl SimDriver {
         let (report, done) = oneshot::channel();
         let task = finish_save(Arc::clone(&self.host), record, file, report);
         let link = self.host.spawn(task);
-        if let Some(entry) = self.host.table().guests.get_mut(&vm).filter(|entry| entry.record.saving.is_some()) {
+        if let Some(entry) =
+            self.host.table().guests.get_mut(&vm).filter(|entry| entry.record.saving.is_some())
+        {
             entry.link = Some(link);
         }
         done.await.unwrap_or_else(|_| {
@@ -185,7 +187,10 @@ fn fresh(host: &Host, table: &Table, launch: Launch) -> DriverResult<Record> {
     let used_mib: u64 = live(table).map(|record| record.mem_mib).sum();
     if used_mib + spec.mem_mib > host.config.mem_mib {
         let free_mib = host.config.mem_mib.saturating_sub(used_mib);
-        return Err(refuse(format!("cannot allocate {} MiB of memory: {free_mib} MiB are free", spec.mem_mib)));
+        return Err(refuse(format!(
+            "cannot allocate {} MiB of memory: {free_mib} MiB are free",
+            spec.mem_mib
+        )));
     }
     let vnc = spec.vnc.as_ref().map(|vnc| display(table, vnc)).transpose()?;
     let first = Memory { content: content(launch.vm, launch.incarnation, 1), boots: 1, ran_ms: 0 };

@@ -10,8 +10,8 @@
 mod console;
 mod fault;
 mod launch;
-mod record;
 mod receive;
+mod record;
 mod send;
 mod table;
 #[cfg(test)]
@@ -107,8 +107,7 @@ impl SimDriver {
     /// Takes over the guests in `config.dir`. Fails when another driver has the folder, or a record is not readable.
     pub async fn open(config: SimConfig) -> DriverResult<Self> {
         let lock = lock(&config)?;
-        let host = Host::load(config)
-            .map_err(|e| failed("open", DriverErrorKind::Refused, e.to_string()))?;
+        let host = Host::load(config).map_err(|e| failed("open", DriverErrorKind::Refused, e.to_string()))?;
         launch::adopt(&host)?;
         Ok(Self { host, _lock: lock })
     }
@@ -171,7 +170,9 @@ impl SimDriver {
         };
         match tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await {
             Ok(connected) => connected.map(Some).map_err(refused),
-            Err(_) => Err(failed("migrate_out", DriverErrorKind::Deadline, format!("no answer from {address}"))),
+            Err(_) => {
+                Err(failed("migrate_out", DriverErrorKind::Deadline, format!("no answer from {address}")))
+            }
         }
     }
 
@@ -206,8 +207,13 @@ impl SimDriver {
         let disk_total_bytes = entry.record.disk_bytes();
         let dirty_mib_s = entry.record.sim.dirty_mib_s;
         let remaining_bytes = total_bytes;
-        entry.progress =
-            SendProgress { remaining_bytes, total_bytes, disk_total_bytes, dirty_mib_s, ..SendProgress::default() };
+        entry.progress = SendProgress {
+            remaining_bytes,
+            total_bytes,
+            disk_total_bytes,
+            dirty_mib_s,
+            ..SendProgress::default()
+        };
         let (word, switch) = oneshot::channel();
         let host = Arc::clone(&self.host);
         let sender = send::Sender { host, vm, stream, limits, switch, started_ms, attempt };
@@ -386,12 +392,7 @@ impl Hypervisor for SimDriver {
         self.save_to(vm, file).await
     }
 
-    async fn migrate_out(
-        &self,
-        vm: VmId,
-        endpoint: Endpoint,
-        limits: MigrationLimits,
-    ) -> DriverResult<()> {
+    async fn migrate_out(&self, vm: VmId, endpoint: Endpoint, limits: MigrationLimits) -> DriverResult<()> {
         self.power(DriverPower::Migrate, "migrate_out")?;
         if !endpoint.disks.is_empty() {
             self.power(DriverPower::MigrateStorage, "migrate_out")?;
@@ -514,6 +515,7 @@ fn lock(config: &SimConfig) -> DriverResult<File> {
     let failed = |kind, e: std::io::Error| failed("open", kind, format!("{}: {e}", config.dir.display()));
     std::fs::create_dir_all(&config.dir).map_err(|e| failed(DriverErrorKind::Refused, e))?;
     let file = File::create(config.dir.join("lock")).map_err(|e| failed(DriverErrorKind::Refused, e))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(DriverErrorKind::Busy, e.into()))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| failed(DriverErrorKind::Busy, e.into()))?;
     Ok(file)
 }

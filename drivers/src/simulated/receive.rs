@@ -22,7 +22,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Listens at `listen` (an address, or address and port) on a free port.
 pub(super) fn bind(host: &Host, listen: &str) -> Result<(TcpListener, SocketAddr), DriverError> {
-    let refuse = |e: std::io::Error| failed("start", DriverErrorKind::Refused, format!("cannot listen on {listen}: {e}"));
+    let refuse = |e: std::io::Error| {
+        failed("start", DriverErrorKind::Refused, format!("cannot listen on {listen}: {e}"))
+    };
     let address = listen.parse::<SocketAddr>().or_else(|_| listen.parse().map(|ip| SocketAddr::new(ip, 0)));
     let address = address.map_err(std::io::Error::other).map_err(refuse)?;
     let listener = std::net::TcpListener::bind(address).map_err(refuse)?;

@@ -66,15 +66,26 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum State {
     /// The process comes up; vCPUs start at `ready_ms` unless `paused`.
-    Booting { ready_ms: u64, paused: bool },
+    Booting {
+        ready_ms: u64,
+        paused: bool,
+    },
     Running,
     Paused,
     /// `receiving` once a source has said hello: from then on this process can take no other stream.
-    Incoming { listen: String, receiving: bool },
+    Incoming {
+        listen: String,
+        receiving: bool,
+    },
     Arrived,
     /// `paused`: what it was before, and is again when the sending is called off.
-    Outgoing { paused: bool },
-    Ended { cause: EndCause, message: String },
+    Outgoing {
+        paused: bool,
+    },
+    Ended {
+        cause: EndCause,
+        message: String,
+    },
 }
 
 /// A save under way. The file appears whole or not at all.

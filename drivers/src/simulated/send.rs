@@ -98,7 +98,11 @@ impl Sender {
             record.halt(now, State::Outgoing { paused });
             record.sending.iter_mut().for_each(|sending| sending.stage = Stage::AtSwitchover);
         });
-        if stopped { Ok(remaining_bytes) } else { Err("it was called off, or its record could not be written".to_owned()) }
+        if stopped {
+            Ok(remaining_bytes)
+        } else {
+            Err("it was called off, or its record could not be written".to_owned())
+        }
     }
 
     /// Waits for the word, then sends the rest.
@@ -170,7 +174,10 @@ impl Sender {
             let memory_bytes = progress.transferred_bytes;
             self.write(&Frame::Progress { memory_bytes, disk_bytes: progress.disk_bytes }).await?;
             if now_ms().saturating_sub(self.started_ms) > self.limits.timeout_s * 1000 {
-                return Err(format!("given up after {} s: the guest writes memory too fast", self.limits.timeout_s));
+                return Err(format!(
+                    "given up after {} s: the guest writes memory too fast",
+                    self.limits.timeout_s
+                ));
             }
         }
         Ok(passed_ms)
@@ -213,7 +220,11 @@ impl Sender {
 
     fn bandwidth_mib_s(&self) -> u64 {
         let host_mib_s = self.host.config.bandwidth_mib_s.max(1);
-        if self.limits.bandwidth_mib_s == 0 { host_mib_s } else { host_mib_s.min(self.limits.bandwidth_mib_s) }
+        if self.limits.bandwidth_mib_s == 0 {
+            host_mib_s
+        } else {
+            host_mib_s.min(self.limits.bandwidth_mib_s)
+        }
     }
 
     fn time_ms(&self, bytes: u64) -> u64 {
@@ -224,6 +235,10 @@ impl Sender {
 /// Splits `tcp:ADDRESS:PORT`.
 pub(super) fn address(memory: &str) -> Result<&str, crate::DriverError> {
     memory.strip_prefix("tcp:").ok_or_else(|| {
-        failed("migrate_out", DriverErrorKind::Refused, format!("endpoint {memory:?} is not tcp:ADDRESS:PORT"))
+        failed(
+            "migrate_out",
+            DriverErrorKind::Refused,
+            format!("endpoint {memory:?} is not tcp:ADDRESS:PORT"),
+        )
     })
 }

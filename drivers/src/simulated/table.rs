@@ -115,9 +115,8 @@ pub(super) fn failed(verb: &'static str, kind: DriverErrorKind, message: impl In
 /// The wall clock, ms, as tokio's clock moves it, so that a paused clock stops simulated guests too.
 pub(super) fn now_ms() -> u64 {
     static BASE: OnceLock<(Instant, Duration)> = OnceLock::new();
-    let (started, epoch) = BASE.get_or_init(|| {
-        (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-    });
+    let (started, epoch) = BASE
+        .get_or_init(|| (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()));
     u64::try_from((*epoch + started.elapsed()).as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -252,7 +251,9 @@ fn read_record(path: &Path) -> io::Result<Record> {
     let bytes = fs::read(path)?;
     let Versioned { version } = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
     if version != RECORD_VERSION {
-        return Err(bad(format!("a record of version {version}; this driver reads version {RECORD_VERSION}")));
+        return Err(bad(format!(
+            "a record of version {version}; this driver reads version {RECORD_VERSION}"
+        )));
     }
     serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
 }
