@@ -3,8 +3,12 @@
 //! Knows one host, never the cluster: no lease, no placement, no task. The agent tells it what to do with one guest at
 //! a time, and hears of everything else through [`Notice`]s. Verbs are idempotent and keyed by (vm, incarnation).
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod domain_xml;
 pub mod error;
 pub mod hypervisor;
+pub mod simulated;
 
 pub use error::DriverError;
 pub use hypervisor::{Guest, Hypervisor, Launch, LaunchMode, Notice};
