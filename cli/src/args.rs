@@ -11,7 +11,14 @@ use crate::verbs::vm_flags::VmFlags;
 #[command(name = "dunlin", version, about, max_term_width = 110)]
 pub(crate) struct Cli {
     /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...]
-    #[arg(long, short = 'e', global = true, env = "DUNLIN_ENDPOINT", value_delimiter = ',', hide_env_values = true)]
+    #[arg(
+        long,
+        short = 'e',
+        global = true,
+        env = "DUNLIN_ENDPOINT",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
     pub(crate) endpoint: Vec<String>,
     /// Context of the context file to use instead of its current one
     #[arg(long, global = true)]
@@ -433,7 +440,11 @@ pub(crate) enum ContextVerb {
     /// List the contexts
     List,
     /// Make or change a context, and use it
-    Set { name: String, #[arg(required = true)] endpoints: Vec<String> },
+    Set {
+        name: String,
+        #[arg(required = true)]
+        endpoints: Vec<String>,
+    },
     /// Use a context from now on
     Use { name: String },
 }

@@ -51,7 +51,8 @@ impl Fleet {
                     Ok(Err(status)) => Fault::from_status(&status),
                     Err(_) => Fault::new(ErrorCode::Deadline, format!("no answer within {TRY_TIMEOUT:?}")),
                 };
-                let elsewhere = matches!(fault.code, ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Deadline);
+                let elsewhere =
+                    matches!(fault.code, ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Deadline);
                 if !elsewhere {
                     return Err(fault);
                 }
@@ -75,7 +76,8 @@ impl Fleet {
 
     /// One object by its name.
     pub(crate) async fn get(&self, kind: Kind, name: &str) -> Result<Object, Fault> {
-        let request = v1::GetRequest { kind: v1::Kind::from(kind).into(), name: name.to_owned(), ..Default::default() };
+        let request =
+            v1::GetRequest { kind: v1::Kind::from(kind).into(), name: name.to_owned(), ..Default::default() };
         self.object(async |mut client| client.get(request.clone()).await).await
     }
 

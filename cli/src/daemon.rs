@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use dunlin_agent::{Network, SimulatedHost};
 use dunlin_model::capabilities::DriverName;
-use dunlin_model::{ControllerId, Name};
+use dunlin_model::{ControllerId, Invalid, Name, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -30,7 +31,8 @@ impl FromStr for MemberArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not ID=API_ADDRESS/RAFT_ADDRESS, as in 1=10.0.0.1:7400/10.0.0.1:7401");
+        let wrong =
+            || format!("{text:?} is not ID=API_ADDRESS/RAFT_ADDRESS, as in 1=10.0.0.1:7400/10.0.0.1:7401");
         let (id, addresses) = text.split_once('=').ok_or_else(wrong)?;
         let (api, raft) = addresses.split_once('/').ok_or_else(wrong)?;
         let id = id.parse().ok().filter(|id| *id > 0).ok_or_else(wrong)?;
@@ -45,7 +47,10 @@ impl FromStr for MemberArg {
 pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
     begin(args.log_json, args.own_session);
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
-        Failure::Local(format!("--member must be given for this controller too, as in --member {}=...", args.id))
+        Failure::Local(format!(
+            "--member must be given for this controller too, as in --member {}=...",
+            args.id
+        ))
     })?;
     let others = args.members.iter().filter(|member| member.id != me.id);
     let config = dunlin_controller::Config {
@@ -67,10 +72,13 @@ pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
         timers: dunlin_controller::Timers::default(),
         snapshots: dunlin_controller::SnapshotPolicy::default(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
     runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
         let stop = on_signal()?;
-        dunlin_controller::run(config, stop).await.map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
+        dunlin_controller::run(config, stop)
+            .await
+            .map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
     })
 }
 
@@ -84,14 +92,16 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
     let config = dunlin_agent::Config {
         data_dir: args.data_dir,
         controllers: args.controllers,
-        token: args.token,
+        token: args.token.map(Secret::new),
         name,
         labels: args.labels.into_iter().collect(),
-        address: args.address,
-        drivers: args.drivers.iter().map(|driver| driver_name(*driver)).collect(),
-        networks: args.networks.into_iter().collect(),
-        sim_cpus: args.sim_cpus,
-        sim_mem_mib: args.sim_mem_mib,
+        address: args.address.to_string(),
+        qemu: args.drivers.contains(&DriverArg::Qemu),
+        test: args
+            .drivers
+            .contains(&DriverArg::Test)
+            .then_some(SimulatedHost { cpus: args.sim_cpus, mem_mib: args.sim_mem_mib }),
+        networks: args.networks.iter().map(network).collect::<Result<_, _>>()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -111,6 +121,18 @@ pub(crate) fn driver_name(driver: DriverArg) -> DriverName {
     }
 }
 
+/// `user` or `bridge:INTERFACE` behind a name.
+fn network((name, kind): &(String, String)) -> Result<(Name, Network), Invalid> {
+    let network = match kind.split_once(':') {
+        None if kind == "user" => Network::User,
+        Some(("bridge", interface)) if !interface.is_empty() => Network::Bridge(interface.to_owned()),
+        _ => {
+            return Err(Invalid::new("--network", format!("{kind:?} is no kind"), "user or bridge:INTERFACE"));
+        }
+    };
+    Ok((name.parse()?, network))
+}
+
 fn node_name() -> Result<Name, Failure> {
     let uname = rustix::system::uname();
     Ok(uname.nodename().to_string_lossy().parse()?)
@@ -123,7 +145,8 @@ fn begin(json: bool, own_session: bool) {
         // Fails only for a process that leads its group already, and then there is nothing to leave.
         let _ = rustix::process::setsid();
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json { logs.json().init() } else { logs.with_ansi(false).init() }
 }

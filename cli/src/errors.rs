@@ -12,7 +12,14 @@ pub(crate) fn table() -> String {
     );
     for code in ErrorCode::ALL {
         let retry = if code.retryable() { "yes" } else { "no" };
-        let row = [code.as_str(), code.meaning(), &code.http().to_string(), &code.grpc().to_string(), &code.exit().to_string(), retry];
+        let row = [
+            code.as_str(),
+            code.meaning(),
+            &code.http().to_string(),
+            &code.grpc().to_string(),
+            &code.exit().to_string(),
+            retry,
+        ];
         text.push_str(&format!("| {} |\n", row.join(" | ")));
     }
     text.push_str(&format!(

@@ -62,7 +62,7 @@ fn contexts_path() -> std::path::PathBuf {
 fn report(format: Format, failure: &Failure) {
     match (format, failure.code()) {
         (Format::Json, code) => {
-            let code = code.map(|code| code.as_str());
+            let code = code.map(dunlin_model::ErrorCode::as_str);
             let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
             output::remark(&told.to_string());
         }

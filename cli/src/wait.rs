@@ -102,7 +102,9 @@ pub(crate) fn task_done(change: &Change) -> Verdict {
 
 /// Waits for a migration to end with the guest at its destination.
 pub(crate) fn migration_done(change: &Change) -> Verdict {
-    let Object::Migration(Migration { status, .. }) = &change.object else { return wrong_kind(&change.object) };
+    let Object::Migration(Migration { status, .. }) = &change.object else {
+        return wrong_kind(&change.object);
+    };
     let doing = format!("{} {}", status.phase, status.message).trim_end().to_owned();
     match (status.phase, status.outcome) {
         (MigrationPhase::Done, Some(MigrationOutcome::Moved)) => Verdict::Reached,
@@ -130,4 +132,3 @@ fn why(vm: &Vm) -> String {
 fn wrong_kind(object: &Object) -> Verdict {
     Verdict::Missed(format!("the fleet answered with a {}", object.kind()))
 }
-

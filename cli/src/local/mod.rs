@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use self::process::Daemon;
 use self::record::FleetRecord;
-use crate::args::{DownArgs, DriverArg, Namespaces, UpArgs};
+use crate::args::{DownArgs, Namespaces, UpArgs};
 use crate::client::{Fleet, idempotency_key};
 use crate::context::Contexts;
 use crate::failure::Failure;
@@ -32,8 +32,9 @@ const CONTEXT: &str = "local";
 
 /// Starts what is not running yet, waits until all hosts are up, and makes it the current context.
 pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
-    if args.controllers % 2 == 0 {
-        let problem = format!("{} controllers have no better quorum than {}", args.controllers, args.controllers - 1);
+    if args.controllers.is_multiple_of(2) {
+        let problem =
+            format!("{} controllers have no better quorum than {}", args.controllers, args.controllers - 1);
         return Err(dunlin_model::Invalid::new("--controllers", problem, "1, 3 or 5").into());
     }
     let dir = absolute(&args.dir)?;
@@ -53,7 +54,8 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
             output::remark(&format!("controller {id} started: http://{}", plan.api_address(id)));
         }
     }
-    let endpoints: Vec<_> = (1..=plan.controllers).map(|id| format!("http://{}", plan.api_address(id))).collect();
+    let endpoints: Vec<_> =
+        (1..=plan.controllers).map(|id| format!("http://{}", plan.api_address(id))).collect();
     let fleet = Fleet::new(&endpoints)?;
     let mut known = Contexts::read(contexts)?;
     known.set(CONTEXT, endpoints);
@@ -69,7 +71,10 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
         }
     }
     hosts_up(&fleet, usize::from(plan.hosts)).await?;
-    output::remark(&format!("{} controllers and {} hosts are up; stop them with `dunlin down`", plan.controllers, plan.hosts));
+    output::remark(&format!(
+        "{} controllers and {} hosts are up; stop them with `dunlin down`",
+        plan.controllers, plan.hosts
+    ));
     Ok(())
 }
 
@@ -165,13 +170,16 @@ async fn hosts_up(fleet: &Fleet, wanted: usize) -> Result<(), Failure> {
     let deadline = Instant::now() + UP_TIMEOUT;
     loop {
         let (_, hosts) = fleet.list(Kind::Host, &[], false).await?;
-        let up = |object: &&Object| matches!(object, Object::Host(host) if host.status.phase == HostPhase::Up);
+        let up =
+            |object: &&Object| matches!(object, Object::Host(host) if host.status.phase == HostPhase::Up);
         let count = hosts.iter().filter(up).count();
         if count >= wanted {
             return Ok(());
         }
         if Instant::now() > deadline {
-            let why = format!("only {count} of {wanted} hosts came up within {UP_TIMEOUT:?}; their logs are in the fleet's folder");
+            let why = format!(
+                "only {count} of {wanted} hosts came up within {UP_TIMEOUT:?}; their logs are in the fleet's folder"
+            );
             return Err(Failure::Local(why));
         }
         tokio::time::sleep(LOOK_PAUSE).await;

@@ -52,7 +52,10 @@ fn exists(words: &[&str]) -> bool {
 }
 
 fn ip(words: &[&str]) -> Result<(), Failure> {
-    let output = Command::new("ip").args(words).output().map_err(Failure::io("running ip (Debian package iproute2)"))?;
+    let output = Command::new("ip")
+        .args(words)
+        .output()
+        .map_err(Failure::io("running ip (Debian package iproute2)"))?;
     if output.status.success() {
         return Ok(());
     }

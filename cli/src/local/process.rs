@@ -92,7 +92,9 @@ fn end(batch: &[Process], dir: &Path) -> Result<(), Failure> {
     }
     match batch.iter().find(|process| process.still(dir)) {
         None => Ok(()),
-        Some(process) => Err(Failure::Local(format!("process {} does not end", process.pid.as_raw_nonzero()))),
+        Some(process) => {
+            Err(Failure::Local(format!("process {} does not end", process.pid.as_raw_nonzero())))
+        }
     }
 }
 
@@ -133,6 +135,7 @@ fn processes() -> Result<Vec<Process>, Failure> {
 /// None for a process that is gone, or only waits to be buried.
 fn read(pid: Pid) -> Option<Process> {
     let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
-    let words: Vec<_> = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let words: Vec<_> =
+        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
     (line.len() > 1).then_some(Process { pid, words })
 }

@@ -47,7 +47,8 @@ impl FleetRecord {
     /// Writes it into `dir`.
     pub(super) fn write(&self, dir: &Path) -> Result<(), Failure> {
         let text = serde_json::to_vec_pretty(self).expect("a struct of plain fields is JSON");
-        std::fs::write(dir.join(FILE), text).map_err(Failure::io(format!("writing {}", dir.join(FILE).display())))
+        std::fs::write(dir.join(FILE), text)
+            .map_err(Failure::io(format!("writing {}", dir.join(FILE).display())))
     }
 
     /// Where controller `id` listens for clients and agents.

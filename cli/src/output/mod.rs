@@ -31,7 +31,8 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// The clock of this machine, for ages in tables.
     pub(crate) fn at_this_moment() -> Self {
-        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_1970 =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now = Timestamp(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX));
         Self { hosts: BTreeMap::new(), now }
     }
@@ -46,7 +47,12 @@ pub(crate) fn object(format: Format, object: &Object) -> Result<(), Failure> {
 }
 
 /// Prints a list.
-pub(crate) fn list(format: Format, revision: Revision, items: &[Object], around: &Surroundings) -> Result<(), Failure> {
+pub(crate) fn list(
+    format: Format,
+    revision: Revision,
+    items: &[Object],
+    around: &Surroundings,
+) -> Result<(), Failure> {
     let list = List { kind: "List", revision, items };
     match format {
         Format::Json => json(&list),
@@ -83,6 +89,8 @@ fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&serde_json::to_string_pretty(value).expect("objects have string keys"))
 }
 
+/// YAML by way of JSON's value, so that both read alike: written directly, an enum would become a YAML tag.
 fn yaml(value: &impl Serialize) -> Result<(), Failure> {
-    line(&serde_norway::to_string(value).expect("objects are plain YAML"))
+    let value = serde_json::to_value(value).expect("objects have string keys");
+    line(&serde_norway::to_string(&value).expect("a JSON value is YAML"))
 }

@@ -22,7 +22,8 @@ impl Progress {
             return Self { bar: None, last: String::new() };
         }
         let bar = ProgressBar::new(100);
-        let style = ProgressStyle::with_template("{spinner} {prefix} [{bar:30}] {percent:>3} % {msg} {elapsed}");
+        let style =
+            ProgressStyle::with_template("{spinner} {prefix} [{bar:30}] {percent:>3} % {msg} {elapsed}");
         bar.set_style(style.expect("the template is constant").progress_chars("=> "));
         bar.set_prefix(title.to_owned());
         bar.enable_steady_tick(TICK);

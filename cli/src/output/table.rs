@@ -13,7 +13,7 @@ use super::Surroundings;
 pub(crate) fn render(items: &[Object], wide: bool, around: &Surroundings) -> String {
     let Some(first) = items.first() else { return "none".to_owned() };
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header(first, wide));
     for item in items {
         table.add_row(row(item, wide, around));
@@ -55,7 +55,10 @@ pub(crate) fn row(object: &Object, wide: bool, around: &Surroundings) -> Vec<Str
             let each = |c: &dunlin_model::cluster::Controller| format!("{}={}", c.id, c.endpoint);
             let controllers = cluster.status.controllers.iter().map(each).collect::<Vec<_>>().join(" ");
             let placement = format!("{:?}", cluster.spec.placement).to_lowercase();
-            (vec![cluster.metadata.name.to_string(), placement, leader, controllers], vec![cluster.metadata.uid.to_string()])
+            (
+                vec![cluster.metadata.name.to_string(), placement, leader, controllers],
+                vec![cluster.metadata.uid.to_string()],
+            )
         }
         Object::Host(host) => host_row(host, around),
         Object::Vm(vm) => vm_row(vm, around),

@@ -13,7 +13,9 @@ use crate::output;
 
 pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Failure> {
     let (revision, clusters) = session.fleet.list(Kind::Cluster, &[], false).await?;
-    let Some(cluster) = clusters.first() else { return Err(Failure::Local("the cluster is not founded yet".into())) };
+    let Some(cluster) = clusters.first() else {
+        return Err(Failure::Local("the cluster is not founded yet".into()));
+    };
     match verb {
         ClusterVerb::Show if matches!(session.format, Format::Table | Format::Wide) => {
             let around = output::Surroundings::at_this_moment();

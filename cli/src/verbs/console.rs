@@ -111,7 +111,8 @@ impl RawTerminal {
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        let failed = |e: rustix::io::Errno| Failure::Io { what: "setting up the terminal".into(), source: e.into() };
+        let failed =
+            |e: rustix::io::Errno| Failure::Io { what: "setting up the terminal".into(), source: e.into() };
         let before = tcgetattr(&stdin).map_err(failed)?;
         let mut raw = before.clone();
         raw.make_raw();

@@ -20,7 +20,9 @@ pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), 
 
 fn list(contexts: &Contexts, format: Format) -> Result<(), Failure> {
     match format {
-        Format::Json => output::line(&serde_json::to_string_pretty(contexts).expect("a map of strings is JSON")),
+        Format::Json => {
+            output::line(&serde_json::to_string_pretty(contexts).expect("a map of strings is JSON"))
+        }
         Format::Yaml => output::line(&serde_norway::to_string(contexts).expect("a map of strings is YAML")),
         Format::Table | Format::Wide => contexts.contexts.iter().try_for_each(|(name, context)| {
             let mark = if contexts.current.as_deref() == Some(name) { "*" } else { " " };

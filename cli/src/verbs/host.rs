@@ -53,8 +53,11 @@ pub(crate) async fn update(
     loop {
         let mut object = session.fleet.get(kind, name).await?;
         edit(&mut object);
-        let request =
-            v1::UpdateRequest { idempotency_key: idempotency_key(), object: Some(object.into()), dry_run: false };
+        let request = v1::UpdateRequest {
+            idempotency_key: idempotency_key(),
+            object: Some(object.into()),
+            dry_run: false,
+        };
         match session.fleet.object(async |mut client| client.update(request.clone()).await).await {
             Err(Fault { code: ErrorCode::StaleRevision, .. }) if tries < STALE_TRIES_MAX => tries += 1,
             other => return Ok(other?),
@@ -63,7 +66,12 @@ pub(crate) async fn update(
 }
 
 /// Deletes one object of any kind; returns it as it last was.
-pub(crate) async fn delete(session: &Session, kind: Kind, name: &str, force: bool) -> Result<Object, Failure> {
+pub(crate) async fn delete(
+    session: &Session,
+    kind: Kind,
+    name: &str,
+    force: bool,
+) -> Result<Object, Failure> {
     let request = v1::DeleteRequest {
         idempotency_key: idempotency_key(),
         kind: v1::Kind::from(kind).into(),

@@ -4,8 +4,11 @@
 use std::io::SeekFrom;
 use std::path::Path;
 
+use dunlin_model::image::Image;
 use dunlin_model::image::{ImageFormat, ImageSpec};
-use dunlin_model::{Generation, Image, ImageId, Invalid, Kind, Labels, Metadata, Name, Object, Resource, Revision, Timestamp};
+use dunlin_model::{
+    Generation, ImageId, Invalid, Kind, Labels, Metadata, Name, Object, Resource, Revision, Timestamp,
+};
 use dunlin_proto::{Fault, v1};
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
@@ -38,7 +41,13 @@ pub(crate) async fn run(session: &Session, verb: ImageVerb) -> Result<(), Failur
     }
 }
 
-async fn import(session: &Session, name: Name, source: &str, format: Option<&str>, labels: Labels) -> Result<(), Failure> {
+async fn import(
+    session: &Session,
+    name: Name,
+    source: &str,
+    format: Option<&str>,
+    labels: Labels,
+) -> Result<(), Failure> {
     let format = format.map(parse_format).transpose()?;
     let fetched;
     let path = if source.starts_with("http://") || source.starts_with("https://") {
@@ -47,10 +56,16 @@ async fn import(session: &Session, name: Name, source: &str, format: Option<&str
     } else {
         Path::new(source)
     };
-    let mut file = tokio::fs::File::open(path).await.map_err(Failure::io(format!("opening {}", path.display())))?;
+    let mut file =
+        tokio::fs::File::open(path).await.map_err(Failure::io(format!("opening {}", path.display())))?;
     let mut progress = Progress::new(&format!("image {name}"));
     let (sha256, size_bytes, head) = digest(&mut file, path, &mut progress).await?;
-    let spec = ImageSpec { format: format.unwrap_or_else(|| sniff(&head)), sha256, size_bytes, source: source.to_owned() };
+    let spec = ImageSpec {
+        format: format.unwrap_or_else(|| sniff(&head)),
+        sha256,
+        size_bytes,
+        source: source.to_owned(),
+    };
     spec.validate()?;
     upload(session, path, &spec, &mut progress).await?;
     drop(progress);
@@ -112,7 +127,12 @@ async fn digest(
     Ok((hex, size, head))
 }
 
-async fn upload(session: &Session, path: &Path, spec: &ImageSpec, progress: &mut Progress) -> Result<(), Failure> {
+async fn upload(
+    session: &Session,
+    path: &Path,
+    spec: &ImageSpec,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
     let mut tries = 0;
     loop {
         let stat = v1::StatBlobRequest { sha256: spec.sha256.clone() };
@@ -133,9 +153,12 @@ async fn upload(session: &Session, path: &Path, spec: &ImageSpec, progress: &mut
 }
 
 /// The file as a stream of messages, read as they are taken.
-async fn chunks(path: &Path) -> Result<impl futures_util::Stream<Item = v1::BlobChunk> + use<>, tonic::Status> {
-    let unreadable = |e: std::io::Error| {
-        Fault::new(dunlin_model::ErrorCode::InvalidArgument, format!("reading the image: {e}")).into()
+async fn chunks(
+    path: &Path,
+) -> Result<impl futures_util::Stream<Item = v1::BlobChunk> + use<>, tonic::Status> {
+    let unreadable = |e: std::io::Error| -> tonic::Status {
+        let fault = Fault::new(dunlin_model::ErrorCode::InvalidArgument, format!("reading the image: {e}"));
+        tonic::Status::from(fault)
     };
     let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     file.seek(SeekFrom::Start(0)).await.map_err(unreadable)?;

@@ -30,7 +30,8 @@ pub(crate) async fn run(session: &Session, kind: Kind, args: &ListArgs) -> Resul
                 Err(fault) => return Err(fault.into()),
             };
             // A resumed watch may repeat what was seen.
-            let matches = args.labels.iter().all(|(key, value)| change.object.labels().get(key) == Some(value));
+            let matches =
+                args.labels.iter().all(|(key, value)| change.object.labels().get(key) == Some(value));
             if matches && change.object.revision() > after {
                 show(session, &change.object, change.deleted, &around)?;
             }

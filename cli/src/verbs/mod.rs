@@ -54,11 +54,22 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
-        Noun::Controller(_) | Noun::Agent(_) | Noun::Up(_) | Noun::Down(_) | Noun::Context(_) | Noun::Completions { .. } | Noun::Errors => Ok(()),
+        Noun::Controller(_)
+        | Noun::Agent(_)
+        | Noun::Up(_)
+        | Noun::Down(_)
+        | Noun::Context(_)
+        | Noun::Completions { .. }
+        | Noun::Errors => Ok(()),
     }
 }
 
-fn open(endpoints: &[String], context: Option<&str>, contexts: &Path, format: Format) -> Result<Session, Failure> {
+fn open(
+    endpoints: &[String],
+    context: Option<&str>,
+    contexts: &Path,
+    format: Format,
+) -> Result<Session, Failure> {
     let endpoints = match endpoints {
         [] => Contexts::read(contexts)?.endpoints(context)?,
         given => given.to_vec(),

@@ -15,8 +15,13 @@ pub(crate) async fn run(session: &Session, kind: Kind, verb: RecordVerb) -> Resu
         RecordVerb::List(args) => listing::run(session, kind, &args).await,
         RecordVerb::Show { name } => host::show(session, kind, &name).await,
         RecordVerb::Cancel { name, wait } => {
-            let request = v1::CancelRequest { idempotency_key: idempotency_key(), kind: v1::Kind::from(kind).into(), name };
-            let object = session.fleet.object(async |mut client| client.cancel(request.clone()).await).await?;
+            let request = v1::CancelRequest {
+                idempotency_key: idempotency_key(),
+                kind: v1::Kind::from(kind).into(),
+                name,
+            };
+            let object =
+                session.fleet.object(async |mut client| client.cancel(request.clone()).await).await?;
             if !wait.wait {
                 return output::done(session.format, "asked to end", &object);
             }

@@ -1,9 +1,11 @@
 //! Verbs of VMs.
 
-use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec, MigrationStatus};
+use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationSpec, MigrationStatus};
 use dunlin_model::task::Act;
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_model::{Generation, Kind, Labels, Metadata, Migration, MigrationId, Name, Object, Resource, Revision, Timestamp};
+use dunlin_model::{
+    Generation, Kind, Labels, Metadata, MigrationId, Name, Object, Resource, Revision, Timestamp,
+};
 use dunlin_proto::v1;
 
 use super::{Session, console, host, listing, vm_create};
@@ -28,8 +30,12 @@ pub(crate) async fn run(session: &Session, verb: VmVerb) -> Result<(), Failure> 
         VmVerb::Destroy(args) => power(session, &args, Power::Stopped, STOPPED, "powered off").await,
         VmVerb::Pause(args) => power(session, &args, Power::Paused, PAUSED, "paused").await,
         VmVerb::Resume(args) => power(session, &args, Power::Running, RUNNING, "resumed").await,
-        VmVerb::Shutdown { act: args, timeout_s } => act(session, &args, &Act::Shutdown { timeout_s }, STOPPED).await,
-        VmVerb::Reboot { act: args, timeout_s } => act(session, &args, &Act::Reboot { timeout_s }, RUNNING).await,
+        VmVerb::Shutdown { act: args, timeout_s } => {
+            act(session, &args, &Act::Shutdown { timeout_s }, STOPPED).await
+        }
+        VmVerb::Reboot { act: args, timeout_s } => {
+            act(session, &args, &Act::Reboot { timeout_s }, RUNNING).await
+        }
         VmVerb::Reset(args) => act(session, &args, &Act::Reset, RUNNING).await,
         VmVerb::Save(args) => act(session, &args, &Act::Save, SAVED).await,
         VmVerb::Migrate(args) => migrate(session, args).await,
@@ -100,13 +106,20 @@ async fn restore(session: &Session, args: &VmActArgs) -> Result<(), Failure> {
     for name in &args.names {
         if fetch(session, name).await?.status.saved.is_none() {
             let code = dunlin_model::ErrorCode::WrongState;
-            return Err(dunlin_proto::Fault::new(code, format!("vm {name} has no saved memory to restore")).into());
+            return Err(
+                dunlin_proto::Fault::new(code, format!("vm {name} has no saved memory to restore")).into()
+            );
         }
     }
     power(session, args, Power::Running, RUNNING, "restored").await
 }
 
-async fn act(session: &Session, args: &VmActArgs, act: &Act, wanted: &'static [VmPhase]) -> Result<(), Failure> {
+async fn act(
+    session: &Session,
+    args: &VmActArgs,
+    act: &Act,
+    wanted: &'static [VmPhase],
+) -> Result<(), Failure> {
     for name in &args.names {
         host::start_task(session, Kind::Vm, name.clone(), act.clone(), args.wait).await?;
         if args.wait.wait {
@@ -174,7 +187,9 @@ async fn migrate(session: &Session, args: VmMigrateArgs) -> Result<(), Failure> 
     };
     let figures = status.figures.unwrap_or_default();
     let to = status.to_name.as_ref().map_or_else(|| "its destination".to_owned(), ToString::to_string);
-    let what =
-        format!("done: {} runs on {to}; stood still {} ms of {} ms", spec.vm_name, figures.downtime_ms, figures.total_ms);
+    let what = format!(
+        "done: {} runs on {to}; stood still {} ms of {} ms",
+        spec.vm_name, figures.downtime_ms, figures.total_ms
+    );
     output::done(session.format, &what, &ended)
 }

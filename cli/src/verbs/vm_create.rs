@@ -4,7 +4,9 @@ use std::path::Path;
 
 use dunlin_drivers::domain_xml;
 use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec, VmStatus};
-use dunlin_model::{Generation, Invalid, Labels, Metadata, Name, Object, Resource, Revision, Timestamp, VmId};
+use dunlin_model::{
+    Generation, Invalid, Labels, Metadata, Name, Object, Resource, Revision, Timestamp, VmId,
+};
 use dunlin_proto::v1;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
@@ -43,7 +45,8 @@ struct DocumentMetadata {
 
 pub(crate) async fn run(session: &Session, args: VmCreateArgs) -> Result<(), Failure> {
     let (name, mut labels, mut spec) = read(&args).await?;
-    let name = args.name.clone().or(name).ok_or_else(|| Invalid::new("name", "is missing", "a name for the VM"))?;
+    let name =
+        args.name.clone().or(name).ok_or_else(|| Invalid::new("name", "is missing", "a name for the VM"))?;
     labels.extend(args.flags.labels.iter().cloned());
     if args.start {
         spec.power = Power::Running;
@@ -101,8 +104,12 @@ async fn read(args: &VmCreateArgs) -> Result<(Option<Name>, Labels, VmSpec), Fai
 
 /// Reads YAML, of which JSON is a part.
 fn parse(text: &[u8], path: &Path) -> Result<Document, Invalid> {
-    let wrong = |problem: String| Invalid::new(path.display().to_string(), problem, "a Vm as `vm show -o yaml` prints it");
-    let document: Document = serde_norway::from_slice(text).map_err(|e| wrong(e.to_string()))?;
+    let wrong = |problem: String| {
+        Invalid::new(path.display().to_string(), problem, "a Vm as `vm show -o yaml` prints it")
+    };
+    // By way of JSON's value, as it was written: see `output`.
+    let value: serde_json::Value = serde_norway::from_slice(text).map_err(|e| wrong(e.to_string()))?;
+    let document: Document = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
     match document.kind.as_deref() {
         None | Some("Vm") => Ok(document),
         Some(other) => Err(wrong(format!("kind is {other:?}"))),

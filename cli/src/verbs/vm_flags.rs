@@ -3,8 +3,8 @@
 use clap::Args;
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::vm::{
-    AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, MachineType, Nic, NicModel, NicNetwork,
-    RestartPolicy, SimSpec, VmSpec, Vnc, VncPort,
+    AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, MachineType, Nic, NicModel,
+    NicNetwork, RestartPolicy, SimSpec, VmSpec, Vnc, VncPort,
 };
 use dunlin_model::{Invalid, Name, Secret};
 
@@ -97,10 +97,16 @@ impl VmFlags {
         set(&mut spec.cpus, self.cpus);
         set(&mut spec.driver, word::<DriverName>("--driver", self.driver.as_deref(), "qemu or test")?);
         set(&mut spec.accel, word::<AccelChoice>("--accel", self.accel.as_deref(), "any, kvm or tcg")?);
-        set(&mut spec.machine, word::<MachineType>("--machine", self.machine.as_deref(), "q35, pc or microvm")?);
+        set(
+            &mut spec.machine,
+            word::<MachineType>("--machine", self.machine.as_deref(), "q35, pc or microvm")?,
+        );
         set(&mut spec.arch, word::<Arch>("--arch", self.arch.as_deref(), "x86_64 or i686")?);
         set(&mut spec.cpu_model, self.cpu_model.clone());
-        set(&mut spec.restart, word::<RestartPolicy>("--restart", self.restart.as_deref(), "never or on_crash")?);
+        set(
+            &mut spec.restart,
+            word::<RestartPolicy>("--restart", self.restart.as_deref(), "never or on_crash")?,
+        );
         if let Some(kernel) = &self.kernel {
             spec.boot = Boot::Kernel {
                 kernel: file_ref(kernel)?,
@@ -142,7 +148,11 @@ fn set<T>(field: &mut T, given: Option<T>) {
 }
 
 /// One of the words by which the model's enums read in YAML.
-fn word<T: serde::de::DeserializeOwned>(flag: &str, text: Option<&str>, allowed: &str) -> Result<Option<T>, Invalid> {
+fn word<T: serde::de::DeserializeOwned>(
+    flag: &str,
+    text: Option<&str>,
+    allowed: &str,
+) -> Result<Option<T>, Invalid> {
     let Some(text) = text else { return Ok(None) };
     let value = serde_json::from_value(serde_json::Value::String(text.to_owned()));
     value.map(Some).map_err(|_| Invalid::new(flag, format!("{text:?} is not one of them"), allowed))
@@ -163,7 +173,11 @@ fn vnc_port(text: &str) -> Result<VncPort, Invalid> {
 /// `image=NAME|path=PATH|empty=MIB` and what follows, with names vda, vdb... when none is given.
 fn disk(text: &str, index: usize) -> Result<Disk, Invalid> {
     let refuse = |problem: String| {
-        Invalid::new("--disk", problem, "image=NAME, path=/ON/HOST or empty=MIB; then name=, bus=, format=, shared, ro")
+        Invalid::new(
+            "--disk",
+            problem,
+            "image=NAME, path=/ON/HOST or empty=MIB; then name=, bus=, format=, shared, ro",
+        )
     };
     let (mut source, mut name, mut format) = (None, None, None);
     let (mut bus, mut shared, mut read_only) = (DiskBus::Virtio, false, false);
@@ -244,7 +258,9 @@ mod tests {
         let data = disk("path=/srv/a.vmdk,shared", 1).unwrap();
         assert_eq!((data.name.as_str(), data.format, data.shared), ("vdb", DiskFormat::Vmdk, true));
         assert_eq!(disk("empty=64,name=scratch", 2).unwrap().source, DiskSource::EmptyMib(64));
-        for (text, part) in [("empty=x", "\"x\" is no size"), ("bus=ide", "does not say"), ("image=a,foo=1", "\"foo\"")] {
+        for (text, part) in
+            [("empty=x", "\"x\" is no size"), ("bus=ide", "does not say"), ("image=a,foo=1", "\"foo\"")]
+        {
             let error = disk(text, 0).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
