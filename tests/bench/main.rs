@@ -10,9 +10,11 @@ mod migration;
 mod start;
 mod writes;
 
+type Bench = fn() -> anyhow::Result<()>;
+
 fn main() -> anyhow::Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn() -> anyhow::Result<()>); 4] = [
+    let all: [(&str, Bench); 4] = [
         ("start", start::run),
         ("migration", migration::run),
         ("agent-rss", agent_rss::run),
