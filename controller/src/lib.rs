@@ -28,6 +28,8 @@ mod session;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use config::{CONTROLLERS_MAX, Config, Peer};
 pub use run::{Controller, RunError, run};
