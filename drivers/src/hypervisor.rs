@@ -116,6 +116,8 @@ pub struct Guest {
     pub send: Option<Send>,
     /// Did vCPUs ever run in this process?
     pub ever_ran: bool,
+    /// How often its machine was restarted in this process: by `reset`, or in place of a power-off. Only grows.
+    pub reboots: u32,
 }
 
 /// What a guest's process does.
