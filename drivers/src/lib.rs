@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod hypervisor;
+pub mod qemu;
 
 pub use error::DriverError;
 pub use hypervisor::{Guest, Hypervisor, Launch, LaunchMode, Notice};
