@@ -10,11 +10,10 @@ use dunlin_model::{ClusterId, ControllerId, Invalid};
 use openraft::ChangeMembers;
 use openraft::error::{ChangeMembershipError, ClientWriteError, InitializeError, RaftError};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use uuid::Uuid;
 
 use super::client::Network;
 use super::engine::LogEngine;
-use super::identity::{self, Identity};
+use super::identity::Identity;
 use super::log_store::LogStore;
 use super::proposer::{self, COMMAND_BYTES_MAX, Proposal, leader_of};
 use super::reads::ReadIndex;
@@ -28,6 +27,7 @@ use super::{
     Config, Leader, Machine, Member, MembershipError, OpenError, ProposeError, ReadError, StopReason,
     StoreError, View, elector,
 };
+use crate::mint;
 
 /// Snapshot bytes in one message.
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
@@ -135,8 +135,7 @@ impl<M: Machine> Store<M> {
         std::fs::create_dir_all(dir).map_err(|source| io_error("create", source))?;
         let engine: Arc<dyn LogEngine> = Arc::new(SledEngine::open(&dir.join("log"))?);
         let identity = Arc::new(Identity::open(&*engine, config)?);
-        let run = identity::random().map_err(|source| io_error("draw random bytes for", source))?;
-        let pending = Arc::new(Pending::new(config.id.0, run));
+        let pending = Arc::new(Pending::new(config.id.0, mint::nonce()));
         let snapshots = SnapshotDir::open(dir.join("snapshot"))?;
         let applier = Applier::open(machine, snapshots.clone(), Arc::clone(&pending), identity.text())?;
         let (log, closed) = LogStore::open(engine, dir, config.id.0, applier.last_applied())?;
@@ -199,7 +198,7 @@ impl<M: Machine> Replica<M> {
         if initialized || members.keys().next() != Some(&identity.me) {
             return Ok(());
         }
-        identity.join(ClusterId(Uuid::new_v4())).await.map_err(MembershipError::Refused)?;
+        identity.join(ClusterId(mint::uuid())).await.map_err(MembershipError::Refused)?;
         let members: BTreeMap<u64, Member> =
             members.iter().map(|(id, member)| (id.0, member.clone())).collect();
         match raft.initialize(members).await {
