@@ -278,6 +278,7 @@ mod tests {
             incoming: false,
             started: true,
             ever_ran: true,
+            reboots: 0,
             vnc: Some("127.0.0.1:5900".into()),
             endpoint: None,
             local_disks: vec![("disk0".into(), "vda".parse().expect("name"))],
