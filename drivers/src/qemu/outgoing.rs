@@ -220,8 +220,8 @@ impl Owner {
             if next == phase {
                 return Ok(());
             }
+            // Told by the caller: a new agent that catches up must not show the steps in between as news.
             now.phase = next;
-            self.publish();
         }
         Ok(())
     }
