@@ -109,7 +109,8 @@ fn board(words: &mut Words, launch: &Launch, around: &Surroundings<'_>) {
     words.pair("-smp", spec.cpus.to_string());
     words.pair("-m", format!("size={}M", spec.mem_mib));
     if spec.machine != MachineType::Microvm {
-        words.pair("-device", "pvpanic");
+        // A kernel that panics tells so, instead of looking alive for ever.
+        words.pair("-device", "pvpanic-pci");
     }
 }
 
@@ -275,7 +276,8 @@ pub(super) fn local_disks(launch: &Launch) -> Vec<(String, dunlin_model::Name)> 
 /// system can. Tried, because a file system tells by refusing.
 pub(super) fn direct(disks: &[LaunchDisk]) -> Vec<bool> {
     use rustix::fs::{Mode, OFlags, open};
-    let can = |path: &PathBuf| open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
+    let can =
+        |path: &PathBuf| open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).is_ok();
     disks.iter().map(|disk| disk.shared && can(&disk.path)).collect()
 }
 

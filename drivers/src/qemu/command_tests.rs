@@ -69,7 +69,10 @@ fn a_usual_guest() {
     let password = Some(Secret::new("hunter2"));
     launch.spec.vnc = Some(Vnc { listen: String::new(), port: VncPort::Auto, password });
     check(&launch, Accel::Tcg, &[], include_str!("golden/usual.txt"));
-    assert!(!line(&launch, Accel::Tcg, &[]).contains("hunter2"), "every user of the host can read a command line");
+    assert!(
+        !line(&launch, Accel::Tcg, &[]).contains("hunter2"),
+        "every user of the host can read a command line"
+    );
 }
 
 /// The receiving side: nothing runs, read-only local disks can be filled, shared ones bypass the page cache.
@@ -85,7 +88,8 @@ fn a_receiving_guest() {
     ];
     launch.mode = LaunchMode::Incoming { listen: "10.0.0.2".into(), limits: MigrationLimits::default() };
     check(&launch, Accel::Kvm, &[false, false, true], include_str!("golden/receiving.txt"));
-    let mirrored: Vec<_> = local_disks(&launch).into_iter().map(|(node, name)| format!("{node}={name}")).collect();
+    let mirrored: Vec<_> =
+        local_disks(&launch).into_iter().map(|(node, name)| format!("{node}={name}")).collect();
     assert_eq!(mirrored, ["disk0=hda", "disk1=iso"]);
 }
 
@@ -98,7 +102,9 @@ fn odd_boards() {
     micro.nics = vec![LaunchNic::User];
     micro.disks = vec![disk("vda", "/d/a", DiskFormat::Raw, DiskBus::Virtio)];
     let got = line(&micro, Accel::Tcg, &[]);
-    for part in ["virtio-blk-device,drive=disk0,bootindex=1", "virtio-net-device,netdev=net0,mac=52:00:00:a1:b2:00"] {
+    for part in
+        ["virtio-blk-device,drive=disk0,bootindex=1", "virtio-net-device,netdev=net0,mac=52:00:00:a1:b2:00"]
+    {
         assert!(got.contains(part), "{part} in {got}");
     }
     assert!(got.contains("-cpu max,+avx2") && !got.contains("pvpanic") && !got.contains("pci"), "{got}");
@@ -109,7 +115,9 @@ fn odd_boards() {
     old.mode = LaunchMode::Restore(PathBuf::from("/saved"));
     let got = line(&old, Accel::Kvm, &[]);
     assert!(got.contains("-cpu qemu32") && got.ends_with("-incoming defer"), "{got}");
-    for part in ["bus=ide.5,drive=disk5", "ich9-ahci,id=ahci1", "bus=ahci1.0,drive=disk6", "bus=ahci1.1,drive=disk7"] {
+    for part in
+        ["bus=ide.5,drive=disk5", "ich9-ahci,id=ahci1", "bus=ahci1.0,drive=disk6", "bus=ahci1.1,drive=disk7"]
+    {
         assert!(got.contains(part), "{part} in {got}");
     }
 }

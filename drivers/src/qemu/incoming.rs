@@ -43,7 +43,8 @@ async fn export(qmp: &Qmp, address: &str, disks: &[(String, Name)]) -> Result<St
     let (listener, port) = bind().map_err(|e| Fault::Refused(format!("cannot listen on {address}: {e}")))?;
     qmp.give("disks", listener.into()).await?;
     let connections = disks.len() * CONNECTIONS_PER_DISK;
-    let server = json!({ "addr": { "type": "fd", "data": { "str": "disks" } }, "max-connections": connections });
+    let server =
+        json!({ "addr": { "type": "fd", "data": { "str": "disks" } }, "max-connections": connections });
     qmp.run("nbd-server-start", server).await?;
     for (node, name) in disks {
         let export = json!({
@@ -55,7 +56,11 @@ async fn export(qmp: &Qmp, address: &str, disks: &[(String, Name)]) -> Result<St
 }
 
 fn bracketed(address: &str) -> String {
-    if address.contains(':') && !address.starts_with('[') { format!("[{address}]") } else { address.to_owned() }
+    if address.contains(':') && !address.starts_with('[') {
+        format!("[{address}]")
+    } else {
+        address.to_owned()
+    }
 }
 
 impl Owner {

@@ -142,7 +142,8 @@ struct Sregs {
 }
 
 // A wrong layout would make the kernel write past the end of ours; the ioctl numbers carry these sizes.
-const _: () = assert!(size_of::<MemoryRegion>() == 0x20 && size_of::<Regs>() == 0x90 && size_of::<Sregs>() == 0x138);
+const _: () =
+    assert!(size_of::<MemoryRegion>() == 0x20 && size_of::<Regs>() == 0x90 && size_of::<Sregs>() == 0x138);
 
 /// The first bytes of the memory that KVM shares with us per vCPU.
 #[repr(C)]
@@ -241,14 +242,19 @@ fn in_child(device: &CStr, probe: fn(&CStr) -> Report, limit: Duration) -> io::R
 
 fn read_report(mut reader: io::PipeReader, limit: Duration) -> io::Result<Option<Report>> {
     use std::io::Read;
-    let timeout = rustix::event::Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let timeout = rustix::event::Timespec {
+        tv_sec: limit.as_secs().cast_signed(),
+        tv_nsec: limit.subsec_nanos().into(),
+    };
     let mut ready = [rustix::event::PollFd::new(&reader, rustix::event::PollFlags::IN)];
     if rustix::event::poll(&mut ready, Some(&timeout))? == 0 {
         return Ok(None);
     }
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes)?;
-    let word = |at: usize| bytes.get(at * 4..at * 4 + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let word = |at: usize| {
+        bytes.get(at * 4..at * 4 + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    };
     Ok(Some(Report {
         stage: word(0),
         errno: word(1).cast_signed(),
@@ -262,7 +268,8 @@ fn read_report(mut reader: io::PipeReader, limit: Duration) -> io::Result<Option
 fn reap(pid: libc::pid_t) {
     let deadline = Instant::now() + DEADLINE;
     // SAFETY: a null status pointer is allowed; `pid` is our own child.
-    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 && Instant::now() < deadline {
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 && Instant::now() < deadline
+    {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -283,9 +290,11 @@ fn run(device: &CStr, report: &mut Report) -> Option<()> {
     // SAFETY: a C string that outlives the call.
     let kvm = checked(unsafe { libc::open(device.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
     report.stage = Stage::Api as u32;
-    // SAFETY: these two take no pointer.
+    // SAFETY: takes no pointer.
     let version = checked(unsafe { libc::ioctl(kvm, KVM_GET_API_VERSION, 0) })?;
-    let run_bytes = usize::try_from(unsafe { libc::ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) }).ok()?;
+    // SAFETY: takes no pointer.
+    let run_bytes = checked(unsafe { libc::ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) })?;
+    let run_bytes = usize::try_from(run_bytes).ok()?;
     if version != API_VERSION || run_bytes < size_of::<Run>() {
         return None;
     }
@@ -353,7 +362,8 @@ fn checked(result: c_int) -> Option<c_int> {
 
 fn map(bytes: usize, flags: c_int, fd: c_int) -> Option<*mut c_void> {
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory there is.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    let at =
+        unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
     (at != libc::MAP_FAILED).then_some(at)
 }
 
@@ -407,18 +417,25 @@ mod tests {
     /// Only a vCPU that made all its steps and halted counts; everything else says what went wrong and where.
     #[test]
     fn a_verdict_needs_every_step() {
-        let all = Report { stage: Stage::Done as u32, step: 3, exit_reason: KVM_EXIT_HLT, ..Report::default() };
+        let all =
+            Report { stage: Stage::Done as u32, step: 3, exit_reason: KVM_EXIT_HLT, ..Report::default() };
         assert_eq!(verdict(all), Ok(()));
         let run = Stage::Run as u32;
         let cases = [
             (Report::default(), "the vCPU took its whole process with it"),
-            (Report { stage: Stage::Open as u32, errno: libc::EACCES, ..all }, "opening it failed: Permission denied"),
+            (
+                Report { stage: Stage::Open as u32, errno: libc::EACCES, ..all },
+                "opening it failed: Permission denied",
+            ),
             (Report { step: 2, ..all }, "failed when it returned from an exception: KVM exit 5"),
             (
                 Report { stage: run, step: 1, exit_reason: 17, suberror: 1, ..all },
                 "failed when it took an exception: KVM internal error 1",
             ),
-            (Report { stage: run, step: 0, errno: libc::EINTR, ..all }, "before its first instruction: Interrupted"),
+            (
+                Report { stage: run, step: 0, errno: libc::EINTR, ..all },
+                "before its first instruction: Interrupted",
+            ),
             (Report { stage: run, step: 16, exit_reason: 2, ..all }, "after its last step: KVM exit 2"),
         ];
         for (report, part) in cases {
@@ -430,7 +447,9 @@ mod tests {
     /// What is no KVM is told as such.
     #[test]
     fn what_is_no_kvm_is_not_taken_for_one() {
-        for (device, part) in [("/dev/kvm-absent", "there is no"), ("/dev/null", "asking for its version failed")] {
+        for (device, part) in
+            [("/dev/kvm-absent", "there is no"), ("/dev/null", "asking for its version failed")]
+        {
             let why = try_vcpu(Path::new(device)).expect_err(device);
             assert!(why.contains(part), "{why}");
         }

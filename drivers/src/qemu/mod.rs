@@ -352,7 +352,8 @@ impl Hypervisor for Qemu {
 
     fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)> {
         let found = self.guests().get(&vm).cloned();
-        let handle = found.ok_or_else(|| fail("console", DriverErrorKind::NotFound, "there is no such guest"))?;
+        let handle =
+            found.ok_or_else(|| fail("console", DriverErrorKind::NotFound, "there is no such guest"))?;
         Ok((handle.dir.socket("console.sock", &handle.anchor), handle.dir.file("serial.log")))
     }
 

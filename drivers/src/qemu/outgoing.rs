@@ -102,7 +102,11 @@ impl Moved {
     }
 
     fn words(&self) -> String {
-        if self.error.is_empty() { format!("QEMU's migration is {}", self.status) } else { self.error.clone() }
+        if self.error.is_empty() {
+            format!("QEMU's migration is {}", self.status)
+        } else {
+            self.error.clone()
+        }
     }
 }
 
@@ -189,7 +193,9 @@ impl Owner {
         let phase = match outgoing {
             Outgoing { switched: true, .. } => Phase::Switching,
             Outgoing { cancelled: Some(why), .. } => Phase::Undoing(why.clone()),
-            Outgoing { mirrored: false, .. } => Phase::Undoing("the agent ended while it began the copy".to_owned()),
+            Outgoing { mirrored: false, .. } => {
+                Phase::Undoing("the agent ended while it began the copy".to_owned())
+            }
             Outgoing { .. } => Phase::Mirroring,
         };
         self.sending = Some(Sending::new(phase));
@@ -487,8 +493,10 @@ impl Owner {
 
 /// `ADDRESS:PORT` or `[ADDRESS]:PORT`, as QEMU wants it: without brackets.
 fn split(endpoint: &str) -> Result<(&str, &str), Fault> {
-    let parts = endpoint.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    let refused = || Fault::Refused(format!("the destination offers its disks at {endpoint:?}, which is no address"));
+    let parts =
+        endpoint.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let refused =
+        || Fault::Refused(format!("the destination offers its disks at {endpoint:?}, which is no address"));
     let (host, port) = parts.ok_or_else(refused)?;
     Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
 }

@@ -129,7 +129,9 @@ impl Fault {
                 DriverErrorKind::Refused
             }
             Self::Qmp(QmpError::Deadline { .. }) => DriverErrorKind::Deadline,
-            Self::Qmp(QmpError::Closed(_)) | Self::Record(_) | Self::File { .. } => DriverErrorKind::Transient,
+            Self::Qmp(QmpError::Closed(_)) | Self::Record(_) | Self::File { .. } => {
+                DriverErrorKind::Transient
+            }
             Self::Busy(_) => DriverErrorKind::Busy,
         };
         fail(verb, kind, chain(self))
@@ -179,7 +181,8 @@ impl Owner {
         let mut tick = interval(PROGRESS_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let is_under_way = self.sending.as_ref().is_some_and(Sending::is_under_way) || self.save.is_some();
+            let is_under_way =
+                self.sending.as_ref().is_some_and(Sending::is_under_way) || self.save.is_some();
             tokio::select! {
                 // Verbs first: a process that is gone because it was told to is told apart from one that died.
                 biased;

@@ -23,7 +23,8 @@ const WORDS_BYTES: usize = 8;
 /// Everything at once. Never an error: what does not work is told as such.
 pub(super) async fn probe(site: &Site) -> DriverCapabilities {
     let (offers, kvm, tcg) = tokio::join!(offers(site), kvm(site), boots(site, Accel::Tcg));
-    let mut found = DriverCapabilities { name: DriverName::Qemu, accels: vec![kvm, tcg], ..Default::default() };
+    let mut found =
+        DriverCapabilities { name: DriverName::Qemu, accels: vec![kvm, tcg], ..Default::default() };
     match offers {
         Ok(offers) => {
             found.version = offers.version;
@@ -69,7 +70,17 @@ async fn offers(site: &Site) -> Result<Offers, String> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|e| e.to_string())?;
     // QEMU talks over its standard input, which is a socket for it alone.
     let mut qemu = Command::new(&site.config.binary);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-S", "-machine", "none", "-accel", "tcg"]);
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-S",
+        "-machine",
+        "none",
+        "-accel",
+        "tcg",
+    ]);
     qemu.args(["-chardev", "socket,id=qmp,fd=0", "-mon", "chardev=qmp,mode=control"]);
     qemu.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = qemu.kill_on_drop(true).spawn().map_err(|e| e.to_string())?;
@@ -133,7 +144,13 @@ fn powers(commands: &Value) -> BTreeSet<DriverPower> {
         (DriverPower::Migrate, &["migrate", "migrate-incoming", "migrate-continue", "migrate_cancel"]),
         (
             DriverPower::MigrateStorage,
-            &["nbd-server-start", "block-export-add", "blockdev-mirror", "block-job-cancel", "migrate-continue"],
+            &[
+                "nbd-server-start",
+                "block-export-add",
+                "blockdev-mirror",
+                "block-job-cancel",
+                "migrate-continue",
+            ],
         ),
         (DriverPower::Console, &["query-chardev"]),
         (DriverPower::Vnc, &["query-vnc", "set_password"]),
@@ -146,9 +163,25 @@ fn powers(commands: &Value) -> BTreeSet<DriverPower> {
 async fn boots(site: &Site, accel: Accel) -> AccelProbe {
     let name = if accel == Accel::Kvm { "kvm" } else { "tcg" };
     let mut qemu = Command::new(&site.config.binary);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "16", "-accel", name]);
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-machine",
+        "pc",
+        "-m",
+        "16",
+        "-accel",
+        name,
+    ]);
     // SeaBIOS writes what it does to this port when somebody listens there.
-    qemu.args(["-chardev", "stdio,id=words,signal=off", "-device", "isa-debugcon,iobase=0x402,chardev=words"]);
+    qemu.args([
+        "-chardev",
+        "stdio,id=words,signal=off",
+        "-device",
+        "isa-debugcon,iobase=0x402,chardev=words",
+    ]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let told = timeout(PROBE_DEADLINE, first_words(qemu)).await;
     let (usable, evidence) = match told {

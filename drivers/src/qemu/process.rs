@@ -149,7 +149,7 @@ impl Stat {
     pub(super) fn usage(&self) -> (u64, u64) {
         let page_bytes = rustix::param::page_size() as u64;
         let ticks_per_s = rustix::param::clock_ticks_per_second().max(1);
-        (self.cpu_ticks * 1000 / ticks_per_s, self.rss_pages * page_bytes >> 20)
+        (self.cpu_ticks * 1000 / ticks_per_s, (self.rss_pages * page_bytes) >> 20)
     }
 }
 
@@ -186,7 +186,11 @@ mod tests {
         let earlier_boot = ProcessId { boot_id: "earlier".into(), ..id.clone() };
         assert!(Process::adopt(&earlier_boot, &token).is_none());
         let sid = rustix::process::getsid(Pid::from_raw(i32::try_from(id.pid).expect("pid")));
-        assert_eq!(sid.expect("alive").as_raw_nonzero().get().unsigned_abs(), id.pid, "leads its own session");
+        assert_eq!(
+            sid.expect("alive").as_raw_nonzero().get().unsigned_abs(),
+            id.pid,
+            "leads its own session"
+        );
 
         let adopted = Process::adopt(&id, &token).expect("alive");
         adopted.kill();

@@ -210,7 +210,8 @@ impl Qmp {
         limit: Duration,
     ) -> Result<Value, QmpError> {
         let id = self.ids.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string().into_bytes();
+        let mut line =
+            json!({ "execute": command, "arguments": arguments, "id": id }).to_string().into_bytes();
         line.push(b'\n');
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + limit;

@@ -14,9 +14,7 @@ fn soon() -> Instant {
 /// Every kind of line is understood, and nothing else is: bad bytes make an error that shows them, never a panic.
 #[test]
 fn lines_are_understood_or_refused() {
-    let event = parse(
-        br#"{"timestamp":{"seconds":2,"microseconds":345678},"event":"STOP","data":{"a":1}}"#,
-    );
+    let event = parse(br#"{"timestamp":{"seconds":2,"microseconds":345678},"event":"STOP","data":{"a":1}}"#);
     let Ok(Message::Event(event)) = event else { panic!("{event:?}") };
     assert_eq!((event.name.as_str(), event.at_ms, &event.data["a"]), ("STOP", 2345, &json!(1)));
     let refused = QmpError::Refused { class: "GenericError".into(), desc: "no such node".into() };

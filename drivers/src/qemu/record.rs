@@ -151,7 +151,8 @@ impl RunDir {
 
     /// Replaces guest.json. `durable`: it is on disk when this returns, else it only survives the agent.
     pub(super) fn store(&self, record: &Record, durable: bool) -> Result<(), RecordError> {
-        let text = serde_json::to_vec_pretty(record).expect("a record has text keys and no failing serializer");
+        let text =
+            serde_json::to_vec_pretty(record).expect("a record has text keys and no failing serializer");
         let fresh = self.file("guest.json.new");
         let write = || {
             let mut file = File::create(&fresh)?;
@@ -174,6 +175,8 @@ impl RunDir {
         let path = self.file("guest.json");
         let text = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // What a crash of the host leaves of a file that was not flushed yet; its process is gone as well.
+            Ok(text) if text.is_empty() => return Ok(None),
             text => text.map_err(|e| self.failed("read", "guest.json", e))?,
         };
         let format = |source| RecordError::Format { path: path.clone(), source };
@@ -200,8 +203,8 @@ impl RunDir {
     pub(super) fn lock(&self) -> Result<Option<File>, RecordError> {
         let failed = |e| self.failed("lock", "lock", e);
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::open(self.file("lock"), flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
+        let file = rustix::fs::open(self.file("lock"), flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| failed(e.into()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file.into())),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

@@ -84,7 +84,9 @@ impl Owner {
         }
         let written = part(file);
         match std::fs::remove_file(file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("cannot replace", file)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed("cannot replace", file)(e));
+            }
             _ => {}
         }
         let open = File::create(&written).map_err(failed("cannot create", &written))?;

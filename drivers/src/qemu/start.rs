@@ -1,7 +1,7 @@
 //! How a guest comes to have an owner: brought up from nothing, or found again after the agent was gone.
 //!
-//! What is written before what: the record of the intent, then the fork, then the process's identity, then (durably)
-//! that its vCPUs may have run, then `cont`. A process whose record does not say `started` has never run a guest, so
+//! What is written before what: the record of the intent, then the fork, then the process's identity, then that its
+//! vCPUs may have run, then `cont`. A process whose record does not say `started` has never run a guest, so
 //! whoever finds it kills it and the start is repeated.
 
 use std::fs::File;
@@ -50,7 +50,11 @@ pub(super) struct Seat {
 }
 
 /// Both ends of a guest to be.
-pub(super) fn seat(site: &Arc<Site>, vm: VmId, incarnation: Incarnation) -> Result<(Handle, Seat), RecordError> {
+pub(super) fn seat(
+    site: &Arc<Site>,
+    vm: VmId,
+    incarnation: Incarnation,
+) -> Result<(Handle, Seat), RecordError> {
     let dir = RunDir::new(&site.config.dir, vm);
     dir.prepare()?;
     seat_in(site, dir, incarnation)
@@ -77,7 +81,12 @@ impl Seat {
         self.dir.socket("qmp.sock", &self.anchor)
     }
 
-    fn taken_by(self, record: Record, process: Arc<Process>, wire: (Qmp, broadcast::Receiver<Event>)) -> Owner {
+    fn taken_by(
+        self,
+        record: Record,
+        process: Arc<Process>,
+        wire: (Qmp, broadcast::Receiver<Event>),
+    ) -> Owner {
         let monitor = self.monitor();
         let Self { site, dir, asks, state, anchor, .. } = self;
         let (qmp, events) = wire;
@@ -111,6 +120,10 @@ pub(super) async fn bring_up(seat: Seat, launch: Launch) {
             let took_ms = begun.elapsed().as_millis();
             tracing::info!(vm = %launch.vm, incarnation = %launch.incarnation, took_ms, "guest is up");
             owner.publish();
+            // After the fact: a boot that a host's crash makes forgotten is a boot that crash has ended.
+            if let Err(e) = owner.store(true).await {
+                tracing::warn!(vm = %launch.vm, error = %chain(&e), "a started guest is not on disk");
+            }
             owner.run().await;
         }
         failed => {
@@ -136,7 +149,8 @@ async fn unmake(dir: &RunDir, process: Option<&Arc<Process>>, fault: Fault) -> D
         if closed {
             let words = dir.words();
             error.kind = crate::error::DriverErrorKind::Refused;
-            error.message = if words.is_empty() { format!("QEMU ended: {}", end.unwrap_or_default()) } else { words };
+            error.message =
+                if words.is_empty() { format!("QEMU ended: {}", end.unwrap_or_default()) } else { words };
         }
     }
     if let Err(e) = dir.remove() {
@@ -157,16 +171,11 @@ async fn come_up(seat: Seat, launch: &Launch) -> Result<Owner, Fault> {
     let process = Arc::new(process);
     let _ = seat.process.set(Arc::clone(&process));
     record.process = Some(process.id.clone());
-    // Written while QEMU initialises: by the time it answers, the disk is done with it.
-    record.ever_ran = launch.mode == LaunchMode::Boot && !launch.paused;
-    let note = {
-        let (dir, record) = (seat.dir.clone(), record.clone());
-        tokio::task::spawn_blocking(move || dir.store(&record, true))
-    };
+    // Not flushed: what may come after this is the agent's death, not the host's, which would end the process too.
+    seat.dir.store(&record, false)?;
     stream.set_nonblocking(true).map_err(|e| QmpError::Closed(e.to_string()))?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(|e| QmpError::Closed(e.to_string()))?;
     let wire = Qmp::over(stream, Instant::now() + GREETING_DEADLINE).await?;
-    note.await.expect("the store does not panic")?;
     let mut owner = seat.taken_by(record, process, wire);
     owner.furnish(launch).await?;
     Ok(owner)
@@ -220,27 +229,36 @@ fn fork(
         let path = dir.file(name);
         move |source| Fault::File { verb, path, source }
     };
-    let held = dir.lock()?.ok_or_else(|| Fault::Busy("an earlier process of this VM is still there".to_owned()))?;
+    let held =
+        dir.lock()?.ok_or_else(|| Fault::Busy("an earlier process of this VM is still there".to_owned()))?;
     dir.store(record, false)?;
     let monitor_path = dir.socket("qmp.sock", anchor);
     let monitor = UnixListener::bind(&monitor_path).map_err(failed("cannot listen on", "qmp.sock"))?;
     let console = dir.socket("console.sock", anchor);
     let console = UnixListener::bind(console).map_err(failed("cannot listen on", "console.sock"))?;
     let stream = UnixStream::connect(&monitor_path).map_err(failed("cannot connect to", "qmp.sock"))?;
+    // Made here, because QEMU would wait for whatever the file system is writing back just then.
+    let serial_log = dir.file("serial.log");
+    File::options()
+        .create(true)
+        .append(true)
+        .open(&serial_log)
+        .map_err(failed("cannot create", "serial.log"))?;
     let log = File::create(dir.file("qemu.log")).map_err(failed("cannot create", "qemu.log"))?;
     let around = Surroundings {
         accel,
         qmp_fd: monitor.as_raw_fd(),
         console_fd: console.as_raw_fd(),
         token: &record.token,
-        serial_log: &dir.file("serial.log"),
+        serial_log: &serial_log,
         direct: &command::direct(&launch.disks),
     };
     let mut qemu = Command::new(binary);
     qemu.args(command::arguments(launch, &around));
     let inherit = vec![monitor.as_raw_fd(), console.as_raw_fd(), held.as_raw_fd()];
     let process = Process::spawn(qemu, log, inherit);
-    let process = process.map_err(|source| Fault::File { verb: "cannot start", path: binary.to_owned(), source })?;
+    let process =
+        process.map_err(|source| Fault::File { verb: "cannot start", path: binary.to_owned(), source })?;
     Ok((process, stream))
 }
 
@@ -270,9 +288,8 @@ impl Owner {
             }
         }
         let runs = !self.record.incoming && !launch.paused;
-        let was_durable = self.record.ever_ran == runs;
         (self.record.started, self.record.ever_ran) = (true, runs);
-        self.store(!was_durable).await?;
+        self.store(false).await?;
         if runs {
             self.qmp.run("cont", json!({})).await?;
             self.running = true;
@@ -288,7 +305,9 @@ impl Owner {
                 event = self.events.recv() => event,
             };
             match event {
-                Ok(event) if event.name == "MIGRATION" && event.data["status"] == "completed" => return Ok(()),
+                Ok(event) if event.name == "MIGRATION" && event.data["status"] == "completed" => {
+                    return Ok(());
+                }
                 Err(broadcast::error::RecvError::Closed) => {
                     return Err(QmpError::Closed("QEMU ended".to_owned()).into());
                 }

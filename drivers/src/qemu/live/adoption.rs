@@ -46,7 +46,8 @@ async fn guests_outlive_the_driver() {
         let mut stream = tokio::net::UnixStream::connect(&console).await.expect("console");
         stream.write_all(b"poweroff\n").await.expect("write");
         let twice = async {
-            while std::fs::read_to_string(fleet.serial("a")).expect("log").matches("bye poweroff").count() < 2 {
+            while std::fs::read_to_string(fleet.serial("a")).expect("log").matches("bye poweroff").count() < 2
+            {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         };

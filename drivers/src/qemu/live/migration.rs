@@ -43,14 +43,19 @@ async fn with_a_disk_of_its_own() {
 
     let last = fleet.last_tick("a").expect("ticked");
     fleet.wait_tick("b", last + 2).await;
-    assert!(fleet.ticks("b").contains(&(last + 1)), "no tick is left out: {last} then {:?}", fleet.ticks("b"));
+    assert!(
+        fleet.ticks("b").contains(&(last + 1)),
+        "no tick is left out: {last} then {:?}",
+        fleet.ticks("b")
+    );
     assert_eq!(fleet.last_tick("a"), Some(last), "the source stands still");
     a.destroy(fleet.vm).await.expect("destroy");
     a.forget(fleet.vm).await.expect("forget");
     fleet.assert_goes_on("b").await;
     b.destroy(fleet.vm).await.expect("destroy");
     fleet.assert_on_disk(&["b"], &fleet.path("b.raw"));
-    let (source, target) = (super::ticks_on_disk(&fleet.path("a.raw")), super::ticks_on_disk(&fleet.path("b.raw")));
+    let (source, target) =
+        (super::ticks_on_disk(&fleet.path("a.raw")), super::ticks_on_disk(&fleet.path("b.raw")));
     assert!(source.is_subset(&target), "missing: {:?}", source.difference(&target).collect::<Vec<_>>());
     fleet.end(&b).await;
 }

@@ -24,9 +24,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Qemu, QemuConfig};
-use crate::hypervisor::{
-    Guest, Hypervisor, Launch, LaunchDisk, LaunchMode, LaunchNic, Notice, Run, Send,
-};
+use crate::hypervisor::{Guest, Hypervisor, Launch, LaunchDisk, LaunchMode, LaunchNic, Notice, Run, Send};
 
 /// Everything here is done within a second or two; a busy builder may need ten times that.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -164,15 +162,26 @@ impl Fleet {
     async fn wait_tick(&self, host: &str, after: u64) {
         let deadline = Instant::now() + PATIENCE;
         while self.last_tick(host).is_none_or(|tick| tick <= after) {
-            assert!(Instant::now() < deadline, "no tick after {after}: {:?}", std::fs::read(self.serial(host)));
+            assert!(
+                Instant::now() < deadline,
+                "no tick after {after}: {:?}",
+                std::fs::read(self.serial(host))
+            );
             sleep(Duration::from_millis(10)).await;
         }
     }
 
     async fn wait_serial(&self, host: &str, part: &str) {
+        self.wait_serial_after(host, "", part).await;
+    }
+
+    /// Waits until `part` was said after the last `mark`.
+    async fn wait_serial_after(&self, host: &str, mark: &str, part: &str) {
         let deadline = Instant::now() + PATIENCE;
-        let said = || String::from_utf8_lossy(&std::fs::read(self.serial(host)).unwrap_or_default()).into_owned();
-        while !said().contains(part) {
+        let said =
+            || String::from_utf8_lossy(&std::fs::read(self.serial(host)).unwrap_or_default()).into_owned();
+        let is_said = |said: &str| said.rsplit_once(mark).is_some_and(|(_, after)| after.contains(part));
+        while mark.is_empty() && !said().contains(part) || !mark.is_empty() && !is_said(&said()) {
             assert!(Instant::now() < deadline, "{part:?} was not said: {}", said());
             sleep(Duration::from_millis(10)).await;
         }

@@ -56,7 +56,9 @@ async fn a_save_outlives_the_driver() {
     let asked = {
         let file = file.clone();
         let vm = fleet.vm;
-        tokio::spawn(async move { tokio::time::timeout(std::time::Duration::from_millis(30), first.save(vm, file)).await })
+        tokio::spawn(async move {
+            tokio::time::timeout(std::time::Duration::from_millis(30), first.save(vm, file)).await
+        })
     };
     // The driver is dropped with the task, in the middle or after the end: both must come out the same.
     let _ = asked.await.expect("task");
