@@ -413,6 +413,7 @@ impl Owner {
             "MIGRATION" if event.data["status"] == "completed" && self.record.incoming => {
                 self.arrived = true;
             }
+            "MIGRATION_PASS" => return self.passed(event.data["pass"].as_u64().unwrap_or(0)).await,
             "MIGRATION" | "JOB_STATUS_CHANGE" | "BLOCK_JOB_READY" | "BLOCK_JOB_ERROR" => {
                 self.advance().await?;
             }

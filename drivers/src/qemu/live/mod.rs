@@ -4,6 +4,7 @@
 //! Several drivers with folders of their own stand for several hosts.
 
 mod adoption;
+mod boards;
 mod lifecycle;
 mod migration;
 mod migration_faults;
@@ -73,8 +74,13 @@ impl Fleet {
         self.dir.path().join(name)
     }
 
+    /// Another QEMU than the machine's can be named in DUNLIN_TEST_QEMU.
     fn driver(&self, host: &str) -> Qemu {
-        Qemu::new(QemuConfig::new(self.path(host)))
+        let mut config = QemuConfig::new(self.path(host));
+        if let Some(binary) = std::env::var_os("DUNLIN_TEST_QEMU") {
+            config.binary = binary.into();
+        }
+        Qemu::new(config)
     }
 
     /// The ticking guest with one disk.
