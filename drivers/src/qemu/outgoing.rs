@@ -18,16 +18,19 @@ use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
 use dunlin_model::observed::SendProgress;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::incoming::set_capabilities;
-use super::owner::{Answer, Fault, Owner, Reply};
+use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
 use crate::hypervisor::Send;
 
 /// A destination that does not take a connection within this is not there. Tried before QEMU does, because QEMU
 /// stands still while it connects a disk.
 const REACH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// From "completed" to the end of QEMU's migration thread it takes microseconds, unless the host is overloaded.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The first stand-still allowed, as a part of the limit. QEMU stops a guest as soon as the rest would go within the
 /// limit, and then takes that long; a quiet guest is spared most of it when the limit begins low.
@@ -51,6 +54,7 @@ enum Phase {
     Finishing,
     AtSwitchover,
     Switching,
+    /// Without the time of the stop, which the record has.
     Sent(MigrationFigures),
     Holding(String),
     Undoing(String),
@@ -72,13 +76,14 @@ impl Sending {
         matches!(self.phase, Phase::Sent(_) | Phase::Holding(_))
     }
 
-    pub(super) fn shown(&self) -> Send {
+    /// As the agent sees it; the vCPUs stopped at `stopped_at_ms`.
+    pub(super) fn shown(&self, stopped_at_ms: u64) -> Send {
         match &self.phase {
             Phase::Mirroring | Phase::Moving | Phase::Finishing | Phase::Undoing(_) => {
                 Send::Copying(self.progress)
             }
             Phase::AtSwitchover | Phase::Switching => Send::AtSwitchover(self.progress),
-            Phase::Sent(figures) => Send::Sent(*figures),
+            Phase::Sent(figures) => Send::Sent(MigrationFigures { stopped_at_ms, ..*figures }),
             Phase::Holding(why) => Send::Holding(why.clone()),
             Phase::Cancelled(why) => Send::Cancelled(why.clone()),
         }
@@ -300,7 +305,11 @@ impl Owner {
 
     async fn step_switching(&mut self, moved: &Moved) -> Result<Phase, Fault> {
         match moved.status.as_str() {
-            "completed" => Ok(Phase::Sent(self.figures(&moved.answer))),
+            "completed" => {
+                self.settled().await?;
+                let moved = self.moved().await?;
+                Ok(Phase::Sent(self.figures(&moved.answer)))
+            }
             "failed" | "cancelled" | "none" | "" => {
                 self.hold_still().await?;
                 Ok(Phase::Holding(moved.words()))
@@ -312,6 +321,15 @@ impl Owner {
             }
             _ => Ok(Phase::Switching),
         }
+    }
+
+    /// QEMU says "completed" a moment before it has done its sums and may be resumed; no event tells when.
+    async fn settled(&mut self) -> Result<(), Fault> {
+        let deadline = Instant::now() + SETTLE_DEADLINE;
+        while self.status().await? != "postmigrate" && Instant::now() < deadline {
+            sleep(RETRY_EVERY).await;
+        }
+        Ok(())
     }
 
     async fn step_undoing(&mut self, why: &str, moved: &Moved, jobs: &[Job]) -> Result<Phase, Fault> {
@@ -433,8 +451,12 @@ impl Owner {
 
     /// vCPUs stopped. During a sending this is the beginning of the stand-still.
     pub(super) fn stopped(&mut self, at_ms: u64) {
-        let is_moving = self.sending.as_ref().is_some_and(|s| s.phase == Phase::Moving);
-        if let (true, Some(outgoing)) = (is_moving, &mut self.record.outgoing) {
+        // The phase may be ahead of the event: a look at QEMU needs no event. The first stop is the one.
+        let is_sending = self.sending.as_ref().is_some_and(|s| !matches!(s.phase, Phase::Cancelled(_)));
+        if let (true, Some(outgoing)) = (is_sending, &mut self.record.outgoing)
+            && outgoing.was_running
+            && outgoing.stopped_at_ms == 0
+        {
             outgoing.stopped_at_ms = at_ms;
         }
     }
@@ -505,7 +527,7 @@ impl Owner {
             total_ms: number(&answer["total-time"]),
             transferred_bytes: number(&answer["ram"]["transferred"]),
             disk_bytes: progress.disk_bytes,
-            stopped_at_ms: self.record.outgoing.as_ref().map_or(0, |outgoing| outgoing.stopped_at_ms),
+            stopped_at_ms: 0,
         }
     }
 }
