@@ -1,2 +1,72 @@
-//! The one binary.
-fn main() {}
+//! The one binary. Reads arguments and environment, and is a thin shell around everything else.
+
+mod args;
+mod client;
+mod context;
+mod daemon;
+mod errors;
+mod failure;
+mod local;
+mod output;
+mod verbs;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Format, Noun};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Two providers linked would panic at the first handshake; one is chosen before anything dials.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let format = cli.output;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(format, &failure);
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let contexts = contexts_path();
+    match cli.noun {
+        Noun::Controller(args) => daemon::controller(args),
+        Noun::Agent(args) => daemon::agent(args),
+        Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
+        Noun::Down(args) => local::down(&args, &contexts),
+        _ => client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts })),
+    }
+}
+
+/// One thread is plenty for a command that mostly waits.
+fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Failure::io("starting the runtime"))
+}
+
+fn contexts_path() -> std::path::PathBuf {
+    if let Some(path) = std::env::var_os("DUNLIN_CONFIG") {
+        return path.into();
+    }
+    let home = || std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".config"));
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(Into::into).or_else(home).unwrap_or_default();
+    config.join("dunlin/contexts.yaml")
+}
+
+/// For people a sentence; for programs the code too.
+fn report(format: Format, failure: &Failure) {
+    match (format, failure.code()) {
+        (Format::Json, code) => {
+            let code = code.map(dunlin_model::ErrorCode::as_str);
+            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
+            output::remark(&told.to_string());
+        }
+        (_, Some(code)) => output::remark(&format!("error: {failure} [{code}]")),
+        (_, None) => output::remark(&format!("error: {failure}")),
+    }
+}

@@ -1,4 +1,35 @@
-//! The replicated control plane of Dunlin.
+//! The replicated control plane of Dunlin: one controller of a cluster.
+//!
+//! [`run`] is the way in. The rooms, from the wire inwards:
+//!
+//! ```text
+//!  clients -> api ----+                      +---- session <- agents
+//!                     v                      v
+//!             node: replica, blobs, seats, what hosts report
+//!                     ^                      ^
+//!   raft (log, state) +---- drive (leader) --+---- reconcile (pure)
+//! ```
+//! Invariants. Only `raft` names the consensus and storage crates. Only `api` and `session` name generated protocol
+//! types. Only `clock` reads the wall clock, and only `mint` draws randomness. Leader-only work is fenced by the term.
 
+mod api;
+mod blob;
+mod clock;
+mod config;
+mod drive;
+mod fleet;
+mod found;
+mod mint;
+mod node;
 pub mod raft;
 pub mod reconcile;
+mod run;
+mod session;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use config::{CONTROLLERS_MAX, Config, Peer};
+pub use run::{Controller, RunError, run};

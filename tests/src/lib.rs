@@ -1,1 +1,15 @@
-//! Under construction.
+//! What end-to-end tests and benches share: a real fleet of real processes, real guests, and how to look at them.
+//!
+//! Owns no product code. A fleet is started with `dunlin up`, driven with `dunlin`, and looked at from outside: its
+//! processes in /proc, its guests' disks on the host. Nothing here knows an internal type's fields but the model's.
+
+#![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
+
+pub mod condition;
+pub mod fleet;
+pub mod process;
+pub mod ring;
+
+pub use condition::eventually;
+pub use fleet::{Fleet, FleetOptions, Output};
+pub use ring::Ring;

@@ -1,0 +1,458 @@
+//! The command line: what may be typed. Noun, then verb, as with kubectl.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::verbs::vm_flags::VmFlags;
+
+/// Virtual machines over a fleet of hosts.
+#[derive(Debug, Parser)]
+#[command(name = "dunlin", version, about, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...]
+    #[arg(
+        long,
+        short = 'e',
+        global = true,
+        env = "DUNLIN_ENDPOINT",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub(crate) endpoint: Vec<String>,
+    /// Context of the context file to use instead of its current one
+    #[arg(long, global = true)]
+    pub(crate) context: Option<String>,
+    /// How to print objects
+    #[arg(long, short = 'o', global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// How to print objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    /// The table with more columns
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Run a controller (a daemon)
+    Controller(ControllerArgs),
+    /// Run this host's agent (a daemon)
+    Agent(AgentArgs),
+    /// Start a whole fleet on this machine: controllers and agents
+    Up(UpArgs),
+    /// Stop the fleet that `up` started, with its guests, and remove what it made
+    Down(DownArgs),
+    /// The deployment
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Machines that run guests
+    #[command(subcommand)]
+    Host(HostVerb),
+    /// One-time tokens with which agents join
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Disks, kernels and initrds to start guests from
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Guests
+    #[command(subcommand)]
+    Vm(VmVerb),
+    /// Live migrations, running and past
+    #[command(subcommand)]
+    Migration(RecordVerb),
+    /// Long work and one-shot acts, running and past
+    #[command(subcommand)]
+    Task(RecordVerb),
+    /// What happened
+    #[command(subcommand)]
+    Event(EventVerb),
+    /// Where `dunlin` talks to when not told
+    #[command(subcommand)]
+    Context(ContextVerb),
+    /// Print shell completions
+    Completions { shell: clap_complete::Shell },
+    /// Print the table of public errors
+    Errors,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    /// This controller's number within the cluster, 1 and up
+    #[arg(long)]
+    pub(crate) id: u64,
+    /// Folder for the log, the state and the images
+    #[arg(long)]
+    pub(crate) data_dir: PathBuf,
+    /// Address for the fleet API and the agents
+    #[arg(long, default_value = "127.0.0.1:7400")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Address for the other controllers
+    #[arg(long, default_value = "127.0.0.1:7401")]
+    pub(crate) raft_listen: std::net::SocketAddr,
+    /// A controller of the cluster, this one included, once for each: ID=API_ADDRESS/RAFT_ADDRESS
+    #[arg(long = "member", value_name = "ID=API/RAFT", required = true)]
+    pub(crate) members: Vec<crate::daemon::MemberArg>,
+    /// Name of the cluster, used when it is founded
+    #[arg(long, default_value = "dunlin")]
+    pub(crate) cluster: dunlin_model::Name,
+    /// Log as JSON lines
+    #[arg(long)]
+    pub(crate) log_json: bool,
+    /// Leave the session of the terminal; `up` says so
+    #[arg(long, hide = true)]
+    pub(crate) own_session: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Folder for identity, journal, images and volumes
+    #[arg(long)]
+    pub(crate) data_dir: PathBuf,
+    /// Controllers to join; remembered after the first join
+    #[arg(long = "controller", value_name = "URL")]
+    pub(crate) controllers: Vec<String>,
+    /// One-time token, needed for the first start only
+    #[arg(long, env = "DUNLIN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Name of this host; the kernel's node name when not said
+    #[arg(long)]
+    pub(crate) name: Option<dunlin_model::Name>,
+    /// Labels of this host, set when it joins
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Address at which other hosts reach this one for migrations
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) address: std::net::IpAddr,
+    /// Hypervisor drivers to offer
+    #[arg(long = "driver", value_delimiter = ',', default_value = "qemu")]
+    pub(crate) drivers: Vec<DriverArg>,
+    /// What stands behind a network's name: NAME=user or NAME=bridge:INTERFACE
+    #[arg(long = "network", value_name = "NAME=KIND", value_parser = key_value, default_value = "default=user")]
+    pub(crate) networks: Vec<(String, String)>,
+    /// CPUs the test driver pretends to have
+    #[arg(long, default_value_t = 16)]
+    pub(crate) sim_cpus: u32,
+    /// Memory the test driver pretends to have, MiB
+    #[arg(long, default_value_t = 65_536)]
+    pub(crate) sim_mem_mib: u64,
+    /// Log as JSON lines
+    #[arg(long)]
+    pub(crate) log_json: bool,
+    /// Leave the session of the terminal; `up` says so
+    #[arg(long, hide = true)]
+    pub(crate) own_session: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DriverArg {
+    Qemu,
+    Test,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Folder for everything the fleet makes
+    #[arg(long, default_value = "dunlin-fleet")]
+    pub(crate) dir: PathBuf,
+    /// Controllers: 1, 3 or 5
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) controllers: u8,
+    /// Hosts, each with an agent
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=64))]
+    pub(crate) hosts: u8,
+    /// Give each host a network namespace of its own (needs root)
+    #[arg(long, value_enum, default_value_t = Namespaces::Auto)]
+    pub(crate) namespaces: Namespaces,
+    /// Hypervisor drivers each agent offers
+    #[arg(long = "driver", value_delimiter = ',', default_value = "qemu")]
+    pub(crate) drivers: Vec<DriverArg>,
+    /// First TCP port of the controllers
+    #[arg(long, default_value_t = 7400)]
+    pub(crate) port: u16,
+    /// First three numbers of the /24 network between namespaces
+    #[arg(long, default_value = "10.77.0")]
+    pub(crate) subnet: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Namespaces {
+    /// Where it runs as root
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Folder given to `up`
+    #[arg(long, default_value = "dunlin-fleet")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Show the cluster and who leads it
+    Show,
+    /// Change how the cluster behaves
+    Set {
+        /// Where new VMs go: spread or pack
+        #[arg(long)]
+        placement: Option<String>,
+        /// vCPUs promised per real CPU, percent
+        #[arg(long)]
+        cpu_overcommit_percent: Option<u32>,
+        /// Memory kept back on each host, MiB
+        #[arg(long)]
+        host_reserve_mib: Option<u64>,
+        /// Migrations one host may take part in at once
+        #[arg(long)]
+        migrations_per_host: Option<u32>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// List hosts
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show one host and what its agent has probed
+    Show { name: String },
+    /// Take no new VM
+    Cordon { name: String },
+    /// Take VMs again
+    Uncordon { name: String },
+    /// Cordon, and migrate every VM away
+    Drain {
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Remove a host from the fleet
+    Remove {
+        name: String,
+        /// Even though VMs are bound to it
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenVerb {
+    /// Mint a token; it is shown once
+    Create {
+        /// Seconds until it expires
+        #[arg(long, default_value_t = 3600)]
+        ttl_s: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Import a file or an http(s) URL
+    Import {
+        name: dunlin_model::Name,
+        /// File, or http:// or https:// address
+        source: String,
+        /// raw, qcow2 or vmdk; found out from the first bytes when not said
+        #[arg(long)]
+        format: Option<String>,
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+        labels: Vec<(String, String)>,
+    },
+    /// List images
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show one image
+    Show { name: String },
+    /// Delete an image that no VM names
+    Delete { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmVerb {
+    /// Create a VM from flags, a YAML or JSON spec, or libvirt domain XML
+    Create(Box<VmCreateArgs>),
+    /// List VMs
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show one VM
+    Show {
+        name: String,
+        /// Print it again at every change
+        #[arg(long, short = 'w')]
+        watch: bool,
+    },
+    /// Start it, or restore it if it was saved
+    Start(VmActArgs),
+    /// Press its power button and let it power off by itself
+    Shutdown {
+        #[command(flatten)]
+        act: VmActArgs,
+        /// Given up after so many seconds; the guest then goes on running
+        #[arg(long, default_value_t = 60)]
+        timeout_s: u64,
+    },
+    /// Cut its power
+    Destroy(VmActArgs),
+    /// Press its power button, and start it again when it is off
+    Reboot {
+        #[command(flatten)]
+        act: VmActArgs,
+        /// Given up after so many seconds
+        #[arg(long, default_value_t = 60)]
+        timeout_s: u64,
+    },
+    /// Restart its machine at once
+    Reset(VmActArgs),
+    /// Stop its vCPUs, keep its memory
+    Pause(VmActArgs),
+    /// Let its vCPUs run again
+    Resume(VmActArgs),
+    /// Save its memory to a file on its host, and stop it
+    Save(VmActArgs),
+    /// Start it from its saved memory
+    Restore(VmActArgs),
+    /// Move it to another host while it runs
+    Migrate(VmMigrateArgs),
+    /// Stop it and delete it with its disks
+    Delete(VmActArgs),
+    /// Talk to its serial console; leave with Ctrl-]
+    Console { name: String },
+    /// Print what it wrote to its serial console
+    Logs {
+        name: String,
+        /// Go on printing what follows
+        #[arg(long, short = 'f')]
+        follow: bool,
+    },
+    /// Print it as libvirt domain XML
+    Xml { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmCreateArgs {
+    /// Name of the VM; may come from the file or the XML
+    pub(crate) name: Option<dunlin_model::Name>,
+    /// Read the object, or only its spec, as YAML or JSON; - for standard input
+    #[arg(long, short = 'f', conflicts_with = "xml")]
+    pub(crate) file: Option<PathBuf>,
+    /// Read libvirt domain XML; - for standard input
+    #[arg(long)]
+    pub(crate) xml: Option<PathBuf>,
+    /// Leave out what the XML says and Dunlin does not model, and list it
+    #[arg(long, requires = "xml")]
+    pub(crate) ignore_unsupported: bool,
+    #[command(flatten)]
+    pub(crate) flags: VmFlags,
+    /// Start it at once
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// Check only: print what would be stored
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmActArgs {
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmMigrateArgs {
+    pub(crate) name: String,
+    /// Host to move to; the scheduler chooses when it is not said
+    #[arg(long)]
+    pub(crate) to: Option<dunlin_model::Name>,
+    /// Stand-still the hypervisor may plan for, ms
+    #[arg(long, default_value_t = 300)]
+    pub(crate) downtime_ms: u64,
+    /// Copy speed, MiB/s; 0: as fast as it goes
+    #[arg(long, default_value_t = 0)]
+    pub(crate) bandwidth_mib_s: u64,
+    /// Given up when it takes longer
+    #[arg(long, default_value_t = 600)]
+    pub(crate) timeout_s: u64,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+/// Waiting for what was asked for to be so.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait until it is done, and show how far it is
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Stop waiting after so many seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub(crate) wait_s: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only those with these labels
+    #[arg(long = "selector", short = 'l', value_name = "KEY=VALUE", value_parser = key_value, value_delimiter = ',')]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Go on printing what changes
+    #[arg(long, short = 'w')]
+    pub(crate) watch: bool,
+    /// Read the answering controller's own copy, which may lag
+    #[arg(long)]
+    pub(crate) stale: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RecordVerb {
+    /// List them
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show one
+    Show { name: String },
+    /// Ask it to end
+    Cancel {
+        name: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventVerb {
+    /// List events, oldest first
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextVerb {
+    /// List the contexts
+    List,
+    /// Make or change a context, and use it
+    Set {
+        name: String,
+        #[arg(required = true)]
+        endpoints: Vec<String>,
+    },
+    /// Use a context from now on
+    Use { name: String },
+}
+
+/// `KEY=VALUE`.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not KEY=VALUE")),
+    }
+}

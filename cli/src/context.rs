@@ -1,0 +1,113 @@
+//! Where the CLI talks to when it is not told: `$DUNLIN_CONFIG`, else `~/.config/dunlin/contexts.yaml`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Named sets of endpoints, one of them current.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Contexts {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) current: Option<String>,
+    #[serde(default)]
+    pub(crate) contexts: BTreeMap<String, Context>,
+}
+
+/// One cluster to talk to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Context {
+    pub(crate) endpoints: Vec<String>,
+}
+
+#[derive(Debug, Error)]
+pub(crate) enum ContextError {
+    #[error("reading the context file {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the context file {path} is not as it should be: {source}")]
+    Parse { path: PathBuf, source: serde_norway::Error },
+    #[error("writing the context file {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("there is no context {name:?}; there are: {known}")]
+    Unknown { name: String, known: String },
+    #[error(
+        "no controller to talk to: give --endpoint, set DUNLIN_ENDPOINT, or run `dunlin context set NAME URL...`"
+    )]
+    Nowhere,
+}
+
+impl Contexts {
+    /// The contexts in `path`; none when there is no such file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ContextError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(ContextError::Read { path: path.to_owned(), source }),
+        };
+        serde_norway::from_str(&text).map_err(|source| ContextError::Parse { path: path.to_owned(), source })
+    }
+
+    /// Replaces `path` as a whole.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), ContextError> {
+        let failed = |source| ContextError::Write { path: path.to_owned(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let text = serde_norway::to_string(self).expect("a map of strings is YAML");
+        let fresh = path.with_extension("yaml.new");
+        std::fs::write(&fresh, text).map_err(failed)?;
+        std::fs::rename(&fresh, path).map_err(failed)
+    }
+
+    /// The endpoints of `wanted`, or of the current context.
+    pub(crate) fn endpoints(&self, wanted: Option<&str>) -> Result<Vec<String>, ContextError> {
+        let name = wanted.or(self.current.as_deref()).ok_or(ContextError::Nowhere)?;
+        let context = self.contexts.get(name).ok_or_else(|| ContextError::Unknown {
+            name: name.to_owned(),
+            known: self.contexts.keys().cloned().collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(context.endpoints.clone())
+    }
+
+    /// Adds or replaces a context and makes it the current one.
+    pub(crate) fn set(&mut self, name: &str, endpoints: Vec<String>) {
+        self.contexts.insert(name.to_owned(), Context { endpoints });
+        self.current = Some(name.to_owned());
+    }
+
+    /// Makes a known context the current one.
+    pub(crate) fn select(&mut self, name: &str) -> Result<(), ContextError> {
+        self.endpoints(Some(name))?;
+        self.current = Some(name.to_owned());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A context that was set is read back, is the current one, and an unknown one is refused by name.
+    #[test]
+    fn set_write_read_select() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/contexts.yaml");
+        let mut contexts = Contexts::read(&path).unwrap();
+        assert!(matches!(contexts.endpoints(None), Err(ContextError::Nowhere)));
+        contexts.set("lab", vec!["http://10.0.0.1:7400".into()]);
+        contexts.set("home", vec!["http://127.0.0.1:7400".into()]);
+        contexts.write(&path).unwrap();
+        let mut read = Contexts::read(&path).unwrap();
+        assert_eq!(read, contexts);
+        assert_eq!(read.endpoints(None).unwrap(), ["http://127.0.0.1:7400"]);
+        read.select("lab").unwrap();
+        assert_eq!(read.endpoints(None).unwrap(), ["http://10.0.0.1:7400"]);
+        let error = read.select("labb").unwrap_err().to_string();
+        assert_eq!(error, "there is no context \"labb\"; there are: home, lab");
+        std::fs::write(&path, "contexts: 3").unwrap();
+        assert!(matches!(Contexts::read(&path), Err(ContextError::Parse { .. })));
+    }
+}

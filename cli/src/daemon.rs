@@ -1,0 +1,180 @@
+//! The daemons: from arguments to a configuration, a runtime and logs.
+
+use std::str::FromStr;
+
+use dunlin_agent::{Network, SimulatedHost};
+use dunlin_model::capabilities::DriverName;
+use dunlin_model::{ControllerId, Invalid, Name, Secret};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{AgentArgs, ControllerArgs, DriverArg};
+use crate::failure::Failure;
+
+/// Threads of a controller: one for the API and sessions, one so that raft is never behind them.
+const CONTROLLER_THREADS: usize = 2;
+/// Threads for blocking work of an agent: copies of images, one `qemu-img` each. More would only fight over the disk.
+const AGENT_BLOCKING_THREADS_MAX: usize = 8;
+/// Stack of an agent's blocking thread; they run shallow code, and resident memory counts.
+const AGENT_STACK_BYTES: usize = 512 << 10;
+
+/// One controller of the cluster, as typed: `ID=API_ADDRESS/RAFT_ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberArg {
+    pub(crate) id: ControllerId,
+    pub(crate) api: String,
+    pub(crate) raft: String,
+}
+
+impl FromStr for MemberArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?} is not ID=API_ADDRESS/RAFT_ADDRESS, as in 1=10.0.0.1:7400/10.0.0.1:7401");
+        let (id, addresses) = text.split_once('=').ok_or_else(wrong)?;
+        let (api, raft) = addresses.split_once('/').ok_or_else(wrong)?;
+        let id = id.parse().ok().filter(|id| *id > 0).ok_or_else(wrong)?;
+        if [api, raft].iter().any(|address| !address.contains(':')) {
+            return Err(wrong());
+        }
+        Ok(Self { id: ControllerId(id), api: api.to_owned(), raft: raft.to_owned() })
+    }
+}
+
+/// Runs a controller until it is told to stop.
+pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session);
+    let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
+        Failure::Local(format!(
+            "--member must be given for this controller too, as in --member {}=...",
+            args.id
+        ))
+    })?;
+    let others = args.members.iter().filter(|member| member.id != me.id);
+    let config = dunlin_controller::Config {
+        id: me.id,
+        data_dir: args.data_dir,
+        api_listen: args.listen,
+        api_endpoint: format!("http://{}", me.api),
+        raft_listen: args.raft_listen,
+        raft_endpoint: me.raft,
+        peers: others
+            .map(|member| dunlin_controller::Peer {
+                id: member.id,
+                api_endpoint: format!("http://{}", member.api),
+                raft_endpoint: member.raft.clone(),
+            })
+            .collect(),
+        cluster_name: args.cluster,
+        init: args.members.iter().map(|member| member.id).collect(),
+        timers: dunlin_controller::Timers::default(),
+        snapshots: dunlin_controller::SnapshotPolicy::default(),
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
+    runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
+        let stop = on_signal()?;
+        dunlin_controller::run(config, stop)
+            .await
+            .map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
+    })
+}
+
+/// Runs an agent until it is told to stop. Its guests go on.
+pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session);
+    let name = match args.name {
+        Some(name) => name,
+        None => node_name()?,
+    };
+    let config = dunlin_agent::Config {
+        data_dir: args.data_dir,
+        controllers: args.controllers,
+        token: args.token.map(Secret::new),
+        name,
+        labels: args.labels.into_iter().collect(),
+        address: args.address.to_string(),
+        qemu: args.drivers.contains(&DriverArg::Qemu),
+        test: args
+            .drivers
+            .contains(&DriverArg::Test)
+            .then_some(SimulatedHost { cpus: args.sim_cpus, mem_mib: args.sim_mem_mib }),
+        networks: args.networks.iter().map(network).collect::<Result<_, _>>()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(AGENT_BLOCKING_THREADS_MAX)
+        .thread_stack_size(AGENT_STACK_BYTES)
+        .build();
+    runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
+        let stop = on_signal()?;
+        dunlin_agent::run(config, stop).await.map_err(|e| Failure::Local(format!("agent: {}", chain(&e))))
+    })
+}
+
+pub(crate) fn driver_name(driver: DriverArg) -> DriverName {
+    match driver {
+        DriverArg::Qemu => DriverName::Qemu,
+        DriverArg::Test => DriverName::Test,
+    }
+}
+
+/// `user` or `bridge:INTERFACE` behind a name.
+fn network((name, kind): &(String, String)) -> Result<(Name, Network), Invalid> {
+    let network = match kind.split_once(':') {
+        None if kind == "user" => Network::User,
+        Some(("bridge", interface)) if !interface.is_empty() => Network::Bridge(interface.to_owned()),
+        _ => {
+            return Err(Invalid::new("--network", format!("{kind:?} is no kind"), "user or bridge:INTERFACE"));
+        }
+    };
+    Ok((name.parse()?, network))
+}
+
+fn node_name() -> Result<Name, Failure> {
+    let uname = rustix::system::uname();
+    Ok(uname.nodename().to_string_lossy().parse()?)
+}
+
+/// Logs to standard error, as told by `RUST_LOG`; in a session of its own when `up` started it, so that neither a
+/// closed terminal nor Ctrl-C in it ends the fleet.
+fn begin(json: bool, own_session: bool) {
+    if own_session {
+        // Fails only for a process that leads its group already, and then there is nothing to leave.
+        let _ = rustix::process::setsid();
+    }
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.with_ansi(false).init() }
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn on_signal() -> Result<CancellationToken, Failure> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).map_err(Failure::io("listening for signals"))?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}
+
+/// An error and its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,60 @@
+//! How a command ends badly, and with which exit status.
+
+use dunlin_model::{ErrorCode, Invalid};
+use dunlin_proto::Fault;
+use thiserror::Error;
+
+/// Exit status of a failure that has no code of its own.
+pub(crate) const EXIT_OTHER: u8 = 1;
+/// Exit status when `--wait` ended otherwise than hoped for.
+pub(crate) const EXIT_WAIT: u8 = 12;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// The fleet refused, or could not be reached.
+    #[error("{0}")]
+    Fleet(#[from] Fault),
+    /// What was typed or read is not right.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    #[error("{0}")]
+    Context(#[from] crate::context::ContextError),
+    /// `--wait` saw it end otherwise.
+    #[error("{0}")]
+    Wait(String),
+    /// Reading or writing something on this machine.
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    /// A daemon, or a whole local fleet, could not be run.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl Failure {
+    /// For `map_err`: what was being done.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// The exit status; the table is in docs/errors.md.
+    pub(crate) fn exit(&self) -> u8 {
+        match self {
+            Self::Fleet(fault) => fault.code.exit(),
+            Self::Invalid(_) => ErrorCode::InvalidArgument.exit(),
+            Self::Context(_) => ErrorCode::InvalidArgument.exit(),
+            Self::Wait(_) => EXIT_WAIT,
+            Self::Io { .. } | Self::Local(_) => EXIT_OTHER,
+        }
+    }
+
+    /// The public code, where there is one.
+    pub(crate) fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Fleet(fault) => Some(fault.code),
+            Self::Invalid(_) => Some(ErrorCode::InvalidArgument),
+            _ => None,
+        }
+    }
+}

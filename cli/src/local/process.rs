@@ -1,0 +1,141 @@
+//! Processes of a local fleet: started once, found again by their command line, stopped by pid.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::failure::Failure;
+
+/// From SIGTERM to SIGKILL: a controller flushes its log in less than one.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+/// From SIGKILL until the kernel must have removed it.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+/// Between looks whether a process is gone.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// One daemon of the fleet.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    /// Holds its data and its log.
+    dir: PathBuf,
+    words: Vec<String>,
+    namespace: Option<String>,
+    /// Handed over in the environment, where other users cannot read it.
+    pub(super) token: Option<String>,
+}
+
+impl Daemon {
+    pub(super) fn new(dir: PathBuf, words: Vec<String>, namespace: Option<String>) -> Result<Self, Failure> {
+        std::fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
+        Ok(Self { dir, words, namespace, token: None })
+    }
+
+    /// Starts it unless it runs. Says whether it was started.
+    pub(super) fn start(&self) -> Result<bool, Failure> {
+        let data = self.dir.join("data");
+        if processes()?.iter().any(|process| process.is_daemon_of(&data)) {
+            return Ok(false);
+        }
+        let binary = std::env::current_exe().map_err(Failure::io("finding this binary"))?;
+        let log = || {
+            let path = self.dir.join("log");
+            let opened = File::options().create(true).append(true).open(&path);
+            opened.map_err(Failure::io(format!("opening {}", path.display())))
+        };
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&binary);
+                command
+            }
+            None => Command::new(&binary),
+        };
+        command.args(&self.words).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
+        if let Some(token) = &self.token {
+            command.env("DUNLIN_TOKEN", token);
+        }
+        command.spawn().map_err(Failure::io(format!("starting {}", binary.display())))?;
+        Ok(true)
+    }
+}
+
+/// Stops every process whose command line names a path below `dir`: daemons first, then guests. Returns how many.
+pub(super) fn stop_all(dir: &Path) -> Result<usize, Failure> {
+    let mut stopped = 0;
+    // Agents may have been starting a guest when they were told to stop: look again until nothing is left.
+    loop {
+        let mine: Vec<_> = processes()?.into_iter().filter(|process| process.belongs_to(dir)).collect();
+        if mine.is_empty() {
+            return Ok(stopped);
+        }
+        let (daemons, guests): (Vec<_>, Vec<_>) = mine.into_iter().partition(Process::is_daemon);
+        let batch = if daemons.is_empty() { guests } else { daemons };
+        stopped += batch.len();
+        end(&batch, dir)?;
+    }
+}
+
+fn end(batch: &[Process], dir: &Path) -> Result<(), Failure> {
+    for (signal, grace) in [(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)] {
+        let alive = || batch.iter().filter(|process| process.still(dir));
+        for process in alive() {
+            // It may end between the look and the signal; the pid cannot be another's so soon.
+            let _ = rustix::process::kill_process(process.pid, signal);
+        }
+        let deadline = Instant::now() + grace;
+        while alive().next().is_some() && Instant::now() < deadline {
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+    match batch.iter().find(|process| process.still(dir)) {
+        None => Ok(()),
+        Some(process) => {
+            Err(Failure::Local(format!("process {} does not end", process.pid.as_raw_nonzero())))
+        }
+    }
+}
+
+/// A process and its command line.
+#[derive(Clone, Debug)]
+struct Process {
+    pid: Pid,
+    words: Vec<String>,
+}
+
+impl Process {
+    fn belongs_to(&self, dir: &Path) -> bool {
+        let below = format!("{}/", dir.display());
+        let known = self.is_daemon() || self.words.first().is_some_and(|word| word.contains("qemu"));
+        known && self.words.iter().any(|word| word.contains(&below))
+    }
+
+    fn is_daemon(&self) -> bool {
+        matches!(self.words.get(1).map(String::as_str), Some("controller" | "agent"))
+    }
+
+    fn is_daemon_of(&self, data: &Path) -> bool {
+        self.is_daemon() && self.words.iter().any(|word| Path::new(word) == data)
+    }
+
+    /// Is it still there, and still the same?
+    fn still(&self, dir: &Path) -> bool {
+        read(self.pid).is_some_and(|now| now.belongs_to(dir))
+    }
+}
+
+fn processes() -> Result<Vec<Process>, Failure> {
+    let entries = std::fs::read_dir("/proc").map_err(Failure::io("reading /proc"))?;
+    let pids = entries.flatten().filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    Ok(pids.filter_map(read).collect())
+}
+
+/// None for a process that is gone, or only waits to be buried.
+fn read(pid: Pid) -> Option<Process> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+    let words: Vec<_> =
+        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    (line.len() > 1).then_some(Process { pid, words })
+}

@@ -1,0 +1,84 @@
+//! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
+
+pub(crate) mod cluster;
+pub(crate) mod console;
+pub(crate) mod context;
+pub(crate) mod host;
+pub(crate) mod image;
+pub(crate) mod listing;
+pub(crate) mod record;
+pub(crate) mod vm;
+pub(crate) mod vm_create;
+pub(crate) mod vm_flags;
+
+use std::path::{Path, PathBuf};
+
+use dunlin_model::Kind;
+
+use crate::args::{Cli, EventVerb, Format, Noun};
+use crate::client::Fleet;
+use crate::context::Contexts;
+use crate::failure::Failure;
+use crate::output;
+
+/// What every verb is given.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) fleet: Fleet,
+    pub(crate) format: Format,
+}
+
+/// Where the context file is, as `main` found out.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) contexts: PathBuf,
+}
+
+/// Runs one verb to its end.
+pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> {
+    let format = cli.output;
+    match cli.noun {
+        Noun::Context(verb) => return context::run(verb, &around.contexts, format),
+        Noun::Completions { shell } => return completions(shell),
+        Noun::Errors => return output::line(&crate::errors::table()),
+        _ => {}
+    }
+    let session = open(&cli.endpoint, cli.context.as_deref(), &around.contexts, format)?;
+    match cli.noun {
+        Noun::Cluster(verb) => cluster::run(&session, verb).await,
+        Noun::Host(verb) => host::run(&session, verb).await,
+        Noun::Token(verb) => cluster::token(&session, verb).await,
+        Noun::Image(verb) => image::run(&session, verb).await,
+        Noun::Vm(verb) => vm::run(&session, verb).await,
+        Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
+        Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
+        Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
+        // Daemons and the local fleet are `main`'s: they need a runtime of their own.
+        Noun::Controller(_)
+        | Noun::Agent(_)
+        | Noun::Up(_)
+        | Noun::Down(_)
+        | Noun::Context(_)
+        | Noun::Completions { .. }
+        | Noun::Errors => Ok(()),
+    }
+}
+
+fn open(
+    endpoints: &[String],
+    context: Option<&str>,
+    contexts: &Path,
+    format: Format,
+) -> Result<Session, Failure> {
+    let endpoints = match endpoints {
+        [] => Contexts::read(contexts)?.endpoints(context)?,
+        given => given.to_vec(),
+    };
+    Ok(Session { fleet: Fleet::new(&endpoints)?, format })
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "dunlin", &mut text);
+    output::line(&String::from_utf8_lossy(&text))
+}

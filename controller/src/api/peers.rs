@@ -1,0 +1,58 @@
+//! Connections to the other controllers.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use dunlin_proto::Fault;
+use dunlin_proto::v1::agent_gate_client::AgentGateClient;
+use dunlin_proto::v1::fleet_client::FleetClient;
+use tonic::transport::{Channel, Endpoint};
+
+use super::MESSAGE_BYTES_MAX;
+
+/// A controller that does not take a connection for so long is treated as away; on a LAN it takes a millisecond.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a quiet connection with calls on it is tried, and how long an answer may take: a controller that lost
+/// its power must not hold calls until their deadline.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Endpoints kept. A cluster has five; older ones are those of controllers that moved.
+const PEERS_MAX: usize = 16;
+
+/// One connection per endpoint, made when it is first used and made again when it breaks.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+impl Peers {
+    /// The connection to the controller at `endpoint`.
+    pub(crate) fn channel(&self, endpoint: &str) -> Result<Channel, Fault> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(endpoint) {
+            return Ok(channel.clone());
+        }
+        if channels.len() >= PEERS_MAX {
+            channels.clear();
+        }
+        let channel = Endpoint::from_shared(endpoint.to_owned())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_EVERY)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .tcp_nodelay(true)
+            .connect_lazy();
+        channels.insert(endpoint.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}
+
+/// The fleet API over a connection.
+pub(crate) fn fleet(channel: Channel) -> FleetClient<Channel> {
+    FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The agents' door over a connection.
+pub(crate) fn gate(channel: Channel) -> AgentGateClient<Channel> {
+    AgentGateClient::new(channel)
+}

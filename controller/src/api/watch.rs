@@ -1,0 +1,160 @@
+//! Watch: every change after a revision, in order.
+//!
+//! A watch keeps no queue of its own: it reads the state's ring of changes at the pace of its client. One that falls so
+//! far behind that its place in the ring is gone is cut, with the same `compacted` as a client that comes too late.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::{ErrorCode, Invalid, Kind, Name, Revision};
+use dunlin_proto::{Fault, read, v1};
+use dunlin_state::Change;
+use dunlin_state::changes::Compacted;
+use futures_util::Stream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
+
+use super::call::Call;
+use super::carry;
+use super::reads::show;
+use crate::fleet::View;
+use crate::node::Node;
+
+/// Watches one controller serves at once: each may hold a batch of changes in memory.
+pub(crate) const WATCHES_MAX: usize = 1_024;
+/// Changes taken from the ring at once, except that those of one revision stay together.
+const BATCH: usize = 256;
+/// How often a watch that has nothing to tell says how far it has come: well within the time the ring holds.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
+
+struct Watching {
+    node: Arc<Node>,
+    kinds: BTreeSet<Kind>,
+    name: Option<Name>,
+    /// Everything up to here was told or did not match.
+    cursor: Revision,
+    queue: VecDeque<v1::WatchEvent>,
+    views: watch::Receiver<View>,
+    bookmark_at: Instant,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Begins a watch.
+pub(super) async fn watch(
+    node: Arc<Node>,
+    call: Call,
+    request: v1::WatchRequest,
+) -> Result<impl Stream<Item = Result<v1::WatchEvent, Fault>> + Send + 'static, Fault> {
+    let too_many = || format!("{WATCHES_MAX} watches are open on this controller; close one or ask another");
+    let permit = Arc::clone(&node.watches).try_acquire_owned();
+    let permit = permit.map_err(|_| Fault::new(ErrorCode::Unavailable, too_many()))?;
+    let kinds: Vec<Kind> = read(request.kinds, "kinds")?;
+    let name = if request.name.is_empty() { None } else { Some(request.name.parse()?) };
+    let mut view = node.replica.read();
+    let mut cursor = Revision(request.after_revision);
+    if cursor > view.revision() {
+        // This controller may be behind the one that named the revision.
+        view = carry::view(&node, call, v1::Consistency::Linearizable).await?;
+    }
+    if cursor > view.revision() {
+        let problem = format!("{cursor} is ahead of the cluster");
+        let allowed = format!("0 to {}", view.revision());
+        return Err(Invalid::new("after_revision", problem, allowed).into());
+    }
+    if cursor == Revision(0) {
+        cursor = view.oldest_revision();
+    }
+    view.changes_after(cursor).map(drop).map_err(|e| compacted(&e))?;
+    let views = node.replica.watch();
+    let watching = Watching {
+        node,
+        kinds: kinds.into_iter().collect(),
+        name,
+        cursor,
+        queue: VecDeque::new(),
+        views,
+        bookmark_at: Instant::now() + BOOKMARK_EVERY,
+        ended: false,
+        _permit: permit,
+    };
+    Ok(futures_util::stream::unfold(watching, Watching::next))
+}
+
+impl Watching {
+    async fn next(mut self) -> Option<(Result<v1::WatchEvent, Fault>, Self)> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                return Some((Ok(event), self));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(fault) = self.take_in() {
+                return self.end(fault);
+            }
+            if !self.queue.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                changed = self.views.changed() => if changed.is_err() {
+                    return self.end(stopping());
+                },
+                () = tokio::time::sleep_until(self.bookmark_at) => {
+                    self.queue.push_back(bookmark(self.cursor));
+                }
+                () = self.node.closing.clone().cancelled_owned() => return self.end(stopping()),
+            }
+        }
+    }
+
+    fn end(mut self, fault: Fault) -> Option<(Result<v1::WatchEvent, Fault>, Self)> {
+        self.ended = true;
+        Some((Err(fault), self))
+    }
+
+    /// Moves the next matching changes into the queue.
+    fn take_in(&mut self) -> Result<(), Fault> {
+        let view = self.views.borrow_and_update().clone();
+        let changes = view.changes_after(self.cursor).map_err(|e| compacted(&e))?;
+        let mut reached = None;
+        for change in changes {
+            if self.queue.len() >= BATCH && reached != Some(change.revision) {
+                self.cursor = reached.unwrap_or(self.cursor);
+                return Ok(());
+            }
+            reached = Some(change.revision);
+            if self.wants(change) {
+                self.queue.push_back(event(&self.node, change));
+            }
+        }
+        self.cursor = self.cursor.max(view.revision());
+        Ok(())
+    }
+
+    fn wants(&self, change: &Change) -> bool {
+        let kind = self.kinds.is_empty() || self.kinds.contains(&change.object.kind());
+        kind && self.name.as_ref().is_none_or(|name| name == change.object.name())
+    }
+}
+
+fn event(node: &Node, change: &Change) -> v1::WatchEvent {
+    let kind = if change.deleted { v1::watch_event::Type::Deleted } else { v1::watch_event::Type::Put };
+    let object = Some(show(node, &change.object));
+    v1::WatchEvent { r#type: kind.into(), revision: change.revision.0, object }
+}
+
+fn bookmark(revision: Revision) -> v1::WatchEvent {
+    let kind = v1::watch_event::Type::Bookmark;
+    v1::WatchEvent { r#type: kind.into(), revision: revision.0, object: None }
+}
+
+fn compacted(error: &Compacted) -> Fault {
+    Fault::new(ErrorCode::Compacted, error.to_string())
+}
+
+fn stopping() -> Fault {
+    Fault::new(ErrorCode::Unavailable, "this controller is stopping; watch from the last revision at another one")
+}

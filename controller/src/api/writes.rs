@@ -1,0 +1,257 @@
+//! What a client asks to be written, as the command that writes it.
+//!
+//! Parses, resolves names, and mints what is new; decides nothing. Runs on the leader, against its own state: whether
+//! what was assumed still holds is checked when the command is applied.
+
+use dunlin_model::image::ImageSpec;
+use dunlin_model::invalid::in_range;
+use dunlin_model::meta::NAME_MAX;
+use dunlin_model::migration::{MigrationCause, MigrationSpec};
+use dunlin_model::task::{Act, TaskSpec};
+use dunlin_model::vm::Vm;
+use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, Object, TaskId, VmId};
+use dunlin_proto::{Fault, read, v1};
+use dunlin_state::{State, Write};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::peers::fleet;
+use super::reads::find;
+use crate::mint;
+
+/// Longest and shortest time an act may be given, s: from a moment to a day.
+const ACT_TIMEOUT_S: std::ops::RangeInclusive<u64> = 1..=86_400;
+
+/// A request that writes: one of the Fleet API's.
+pub(super) trait Ask: Clone + Send + Sync + 'static {
+    /// Its idempotency key.
+    fn key(&mut self) -> &mut String;
+
+    /// Only to be tried, not to be kept?
+    fn dry_run(&self) -> bool {
+        false
+    }
+
+    /// May it take as long as an image takes to cross the network?
+    fn moves_bytes(&self) -> bool {
+        false
+    }
+
+    /// The write it asks for.
+    fn write(self, state: &State) -> Result<Write, Fault>;
+
+    /// Passes it on.
+    fn send(
+        channel: Channel,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<v1::Object>, Status>> + Send;
+}
+
+macro_rules! ask {
+    ($request:ident, $method:ident, $write:expr $(, $extra:item)*) => {
+        impl Ask for v1::$request {
+            fn key(&mut self) -> &mut String {
+                &mut self.idempotency_key
+            }
+
+            fn write(self, state: &State) -> Result<Write, Fault> {
+                let write: fn(Self, &State) -> Result<Write, Fault> = $write;
+                write(self, state)
+            }
+
+            async fn send(channel: Channel, request: Request<Self>) -> Result<Response<v1::Object>, Status> {
+                fleet(channel).$method(request).await
+            }
+
+            $($extra)*
+        }
+    };
+}
+
+ask!(
+    CreateRequest,
+    create,
+    create,
+    fn dry_run(&self) -> bool {
+        self.dry_run
+    },
+    fn moves_bytes(&self) -> bool {
+        matches!(self.object, Some(v1::Object { choice: Some(v1::object::Choice::Image(_)) }))
+    }
+);
+ask!(
+    UpdateRequest,
+    update,
+    update,
+    fn dry_run(&self) -> bool {
+        self.dry_run
+    }
+);
+ask!(DeleteRequest, delete, delete);
+ask!(SetPowerRequest, set_power, set_power);
+ask!(StartTaskRequest, start_task, start_task);
+ask!(CancelRequest, cancel, cancel);
+
+fn create(request: v1::CreateRequest, state: &State) -> Result<Write, Fault> {
+    let mut object = request.object.ok_or_else(|| Invalid::new("object", "is missing", "an object"))?;
+    if let Some(v1::object::Choice::Migration(migration)) = &mut object.choice {
+        complete_migration(migration, state)?;
+    }
+    match read::<Object, _>(Some(object), "object").map_err(without_prefix)? {
+        Object::Vm(vm) => Ok(create_vm(vm)),
+        Object::Image(image) => Ok(Write::CreateImage {
+            uid: ImageId(mint::uuid()),
+            name: image.metadata.name,
+            labels: image.metadata.labels,
+            spec: image.spec,
+        }),
+        Object::Migration(migration) => {
+            let spec = MigrationSpec { cause: MigrationCause::User, ..migration.spec };
+            let uid = MigrationId(mint::uuid());
+            Ok(Write::CreateMigration { uid, name: migration.metadata.name, spec })
+        }
+        other => {
+            let problem = format!("a {} is not created by hand", other.kind());
+            Err(Invalid::new("kind", problem, "Vm, Image or Migration").into())
+        }
+    }
+}
+
+fn create_vm(vm: Vm) -> Write {
+    let mut spec = vm.spec;
+    for nic in &mut spec.nics {
+        nic.mac = nic.mac.or_else(|| Some(mint::mac()));
+    }
+    Write::CreateVm { uid: VmId(mint::uuid()), name: vm.metadata.name, labels: vm.metadata.labels, spec }
+}
+
+/// A migration may name its VM by name or by uid, and need not have a name of its own.
+fn complete_migration(migration: &mut v1::Migration, state: &State) -> Result<(), Fault> {
+    let spec = migration.spec.get_or_insert_default();
+    let text = if spec.vm.is_empty() { &spec.vm_name } else { &spec.vm };
+    if text.is_empty() {
+        return Err(Invalid::new("spec.vm_name", "is missing", "the VM to move").into());
+    }
+    let vm = find(state, Kind::Vm, text)?;
+    (spec.vm, spec.vm_name) = (vm.uid().to_string(), vm.name().to_string());
+    spec.cause = v1::MigrationCause::User.into();
+    let metadata = migration.metadata.get_or_insert_default();
+    if metadata.name.is_empty() {
+        metadata.name = generated(vm.name(), "").to_string();
+    }
+    Ok(())
+}
+
+fn update(request: v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
+    let object = read::<Object, _>(request.object, "object").map_err(without_prefix)?;
+    // Whoever names a uid means that object, even if the name has been given to another since.
+    let uid = |kind: Kind, uid: Uuid, name: &Name| match uid {
+        uid if uid.is_nil() => find(state, kind, name.as_str()).map(|found| found.uid()),
+        uid => Ok(uid),
+    };
+    match object {
+        Object::Vm(vm) => Ok(Write::UpdateVm {
+            uid: VmId(uid(Kind::Vm, vm.metadata.uid.0, &vm.metadata.name)?),
+            revision: vm.metadata.revision,
+            labels: vm.metadata.labels,
+            spec: vm.spec,
+        }),
+        Object::Host(host) => Ok(Write::UpdateHost {
+            uid: HostId(uid(Kind::Host, host.metadata.uid.0, &host.metadata.name)?),
+            revision: host.metadata.revision,
+            labels: host.metadata.labels,
+            cordoned: host.spec.cordoned,
+        }),
+        Object::Cluster(cluster) => Ok(Write::UpdateCluster {
+            revision: cluster.metadata.revision,
+            labels: cluster.metadata.labels,
+            spec: cluster.spec,
+        }),
+        other => {
+            let problem = format!("a {} cannot be updated", other.kind());
+            Err(Invalid::new("kind", problem, "Vm, Host or Cluster").into())
+        }
+    }
+}
+
+fn delete(mut request: v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
+    let kind = read(request.kind, "kind")?;
+    let uid = match find(state, kind, &request.name) {
+        Ok(found) => found.uid(),
+        // A repeated deletion whose object is gone by now is still the same deletion.
+        Err(fault) => match state.answer(request.key()) {
+            Some(answer) if answer.kind == kind => answer.uid,
+            _ => return Err(fault),
+        },
+    };
+    match kind {
+        Kind::Vm => Ok(Write::DeleteVm { uid: VmId(uid) }),
+        Kind::Image => Ok(Write::DeleteImage { uid: ImageId(uid) }),
+        Kind::Host => Ok(Write::RemoveHost { uid: HostId(uid), force: request.force }),
+        other => {
+            let problem = format!("a {other} cannot be deleted");
+            Err(Invalid::new("kind", problem, "Vm, Image or Host").into())
+        }
+    }
+}
+
+fn set_power(request: v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
+    let uid = VmId(find(state, Kind::Vm, &request.vm)?.uid());
+    Ok(Write::SetPower { uid, power: read(request.power, "power")? })
+}
+
+fn start_task(request: v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
+    let kind = read(request.kind, "kind")?;
+    let act: Act = read(request.act, "act")?;
+    let needed = if act == Act::Drain { Kind::Host } else { Kind::Vm };
+    if kind != needed {
+        let problem = format!("{} is not done to a {kind}", act.as_str());
+        return Err(Invalid::new("kind", problem, needed.to_string()).into());
+    }
+    if let Act::Shutdown { timeout_s } | Act::Reboot { timeout_s } = act {
+        in_range("act.timeout_s", timeout_s, ACT_TIMEOUT_S)?;
+    }
+    let target = find(state, kind, &request.name)?;
+    let (uid, name) = (target.uid(), target.name().clone());
+    let task = generated(&name, act.as_str());
+    Ok(Write::CreateTask { uid: TaskId(mint::uuid()), name: task, spec: TaskSpec { act, kind, uid, name } })
+}
+
+fn cancel(request: v1::CancelRequest, state: &State) -> Result<Write, Fault> {
+    let kind = read(request.kind, "kind")?;
+    match kind {
+        Kind::Migration => {
+            Ok(Write::CancelMigration { uid: MigrationId(find(state, kind, &request.name)?.uid()) })
+        }
+        Kind::Task => Ok(Write::CancelTask { uid: TaskId(find(state, kind, &request.name)?.uid()) }),
+        other => {
+            let problem = format!("a {other} cannot be cancelled");
+            Err(Invalid::new("kind", problem, "Migration or Task").into())
+        }
+    }
+}
+
+/// A name nobody chose: that of the object it is about, what is done, and a tail that makes it unique.
+fn generated(about: &Name, what: &str) -> Name {
+    let tail = if what.is_empty() { mint::suffix() } else { format!("{what}-{}", mint::suffix()) };
+    let room = NAME_MAX - tail.len() - 1;
+    let head: String = about.as_str().chars().take(room).collect();
+    format!("{head}-{tail}").parse().expect("a name, cut, with letters, digits and dashes behind it, is a name")
+}
+
+/// An object's fields are named as in YAML, without the message around them.
+fn without_prefix(mut invalid: Invalid) -> Invalid {
+    if let Some(inner) = invalid.field.strip_prefix("object.") {
+        invalid.field = inner.to_owned();
+    }
+    invalid
+}
+
+/// The image whose bytes must be stored before that write may be proposed.
+pub(super) fn needs_bytes(write: &Write) -> Option<&ImageSpec> {
+    match write {
+        Write::CreateImage { spec, .. } => Some(spec),
+        _ => None,
+    }
+}

@@ -1,0 +1,90 @@
+//! How a controller comes up, and the first things a leader commits: the cluster itself, and where its controllers are.
+
+use std::time::Duration;
+
+use dunlin_model::cluster::Controller;
+use dunlin_state::{Command, Rejected, State};
+
+use crate::fleet::{Replica, controllers};
+use crate::node::Node;
+use crate::raft::{MembershipError, OpenError, ProposeError};
+use crate::{Config, raft};
+
+/// How long to wait before trying again what could not be committed.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Opens this controller's copy of the fleet, and forms the cluster when it is told to.
+pub(crate) async fn open(config: &Config) -> Result<Replica, Opening> {
+    let raft_config = raft::Config {
+        timers: config.timers,
+        snapshots: config.snapshots,
+        ..raft::Config::new(config.id, config.data_dir.join("raft"), config.raft_listen)
+    };
+    let replica = Replica::open(raft_config, State::new()).await.map_err(Opening::Open)?;
+    let founders = config.founders();
+    if !founders.is_empty()
+        && let Err(error) = replica.init(&founders).await
+    {
+        replica.shutdown().await;
+        return Err(Opening::Init(error));
+    }
+    Ok(replica)
+}
+
+/// Why it could not come up.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    Open(OpenError),
+    Init(MembershipError),
+}
+
+/// In a new term: founds the cluster if nobody has, and corrects the controllers' endpoints. Tries until it is done;
+/// the end of the term ends it.
+pub(crate) async fn found(node: &Node, term: u64) {
+    while let Some(command) = next_step(node) {
+        let name = if matches!(command, Command::FoundCluster { .. }) { "founding" } else { "endpoints" };
+        let outcome: Result<Result<_, Rejected>, ProposeError> =
+            node.replica.propose_in_term(term, &command).await;
+        match outcome {
+            Ok(Ok(_)) => tracing::info!(term, step = name, "committed"),
+            Ok(Err(rejected)) => {
+                tracing::error!(term, step = name, %rejected, "refused");
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(term, step = name, %error, "has to wait");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn next_step(node: &Node) -> Option<Command> {
+    let view = node.replica.read();
+    let wanted = members_now(node);
+    if view.cluster().is_none() {
+        let uid = node.replica.cluster()?;
+        let name = node.config.cluster_name.clone();
+        return Some(Command::FoundCluster { uid, name, controllers: wanted });
+    }
+    (controllers(&view) != wanted).then_some(Command::SetControllers { controllers: wanted })
+}
+
+/// The members of the replicated core, each with the endpoint this controller was told of, or else the one the cluster
+/// knew, or else the one it joined with.
+fn members_now(node: &Node) -> Vec<Controller> {
+    let told = node.config.controllers();
+    let view = node.replica.read();
+    let known = controllers(&view);
+    let endpoint = |list: &[Controller], id| {
+        list.iter().find(|controller| controller.id == id).map(|controller| controller.endpoint.clone())
+    };
+    let members = node.replica.metrics().members;
+    members
+        .into_iter()
+        .map(|(id, member)| {
+            let endpoint = endpoint(&told, id).or_else(|| endpoint(known, id)).unwrap_or(member.api);
+            Controller { id, endpoint }
+        })
+        .collect()
+}

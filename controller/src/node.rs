@@ -1,0 +1,84 @@
+//! What the rooms of one controller share: its replica, and what it holds in memory only.
+
+use std::sync::Arc;
+
+use dunlin_model::ControllerId;
+use dunlin_model::cluster::Controller;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Peers, WATCHES_MAX};
+use crate::blob::BlobStore;
+use crate::fleet::Replica;
+use crate::session::{Board, Sessions, Tunnels};
+use crate::{Config, fleet, raft};
+
+/// One controller.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) replica: Replica,
+    pub(crate) blobs: BlobStore,
+    pub(crate) peers: Peers,
+    /// The agents' sessions that end here; only a leader has any.
+    pub(crate) sessions: Sessions,
+    /// What those agents report.
+    pub(crate) board: Board,
+    pub(crate) tunnels: Tunnels,
+    /// One permit per watch stream.
+    pub(crate) watches: Arc<Semaphore>,
+    /// Cancelled when the controller stops.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Node {
+    pub(crate) fn new(config: Config, replica: Replica, blobs: BlobStore) -> Self {
+        Self {
+            config,
+            replica,
+            blobs,
+            peers: Peers::default(),
+            sessions: Sessions::default(),
+            board: Board::default(),
+            tunnels: Tunnels::default(),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// Every controller and where its API is. What the cluster agreed on goes before the members as they were
+    /// when they joined.
+    pub(crate) fn controllers(&self) -> Vec<Controller> {
+        let mut known = fleet::controllers(&self.replica.read()).to_vec();
+        if known.is_empty() {
+            let members = self.replica.metrics().members;
+            known = members.into_iter().map(|(id, member)| Controller { id, endpoint: member.api }).collect();
+        }
+        known
+    }
+
+    /// The endpoint of the leader, as far as it is known.
+    pub(crate) fn leader_endpoint(&self) -> Option<String> {
+        let leader = self.replica.leadership().borrow().leader.clone()?;
+        Some(self.endpoint_of(&leader))
+    }
+
+    /// Where a leader's API is.
+    pub(crate) fn endpoint_of(&self, leader: &raft::Leader) -> String {
+        let view = self.replica.read();
+        let known = fleet::controllers(&view).iter().find(|known| known.id == leader.id);
+        known.map_or_else(|| leader.member.api.clone(), |known| known.endpoint.clone())
+    }
+
+    /// Who leads, as far as it is known.
+    pub(crate) fn leader(&self) -> Option<ControllerId> {
+        self.replica.leadership().borrow().leader.as_ref().map(|leader| leader.id)
+    }
+
+    /// The term in which this controller leads; none when it does not.
+    pub(crate) fn leading(&self) -> Option<u64> {
+        let leadership = self.replica.leadership();
+        let now = leadership.borrow();
+        now.is_me.then_some(now.term)
+    }
+}

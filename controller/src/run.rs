@@ -1,0 +1,174 @@
+//! One controller, from its start to its end: opens what it keeps, serves, and lets go in the right order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::Invalid;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::api::{Api, keep_blobs};
+use crate::blob::{BlobError, BlobStore};
+use crate::drive::drive;
+use crate::found::{self, Opening};
+use crate::node::Node;
+use crate::raft::{MembershipError, OpenError, StopReason};
+use crate::session::{Gate, close_absent};
+use crate::Config;
+
+/// How often a quiet connection is tried, and how long its answer may take: a client or agent whose host lost its
+/// power must not hold its streams for ever.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long calls under way may take to end when the controller stops. Streams are told to end at once.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a controller did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration contradicts itself.
+    #[error("controller configuration")]
+    Config(#[source] Invalid),
+    /// Its data directory is damaged, in use, or belongs to another cluster or controller; or it cannot listen for its
+    /// peers. The source says which and what to do.
+    #[error("open the replicated core")]
+    Open(#[source] OpenError),
+    /// The cluster could not be formed.
+    #[error("form the cluster")]
+    Init(#[source] MembershipError),
+    /// The folder of image bytes cannot be used.
+    #[error("open the image store: {0}")]
+    Blobs(String),
+    /// The address is taken, or is not this machine's.
+    #[error("listen for clients and agents on {address}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The API server failed.
+    #[error("serve clients and agents")]
+    Serve(#[source] tonic::transport::Error),
+    /// The replicated core can no longer keep its promises. Starting again replays what is on disk.
+    #[error("the controller had to stop")]
+    Stopped(#[source] StopReason),
+}
+
+impl From<Opening> for RunError {
+    fn from(opening: Opening) -> Self {
+        match opening {
+            Opening::Open(error) => Self::Open(error),
+            Opening::Init(error) => Self::Init(error),
+        }
+    }
+}
+
+impl From<BlobError> for RunError {
+    fn from(error: BlobError) -> Self {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Self::Blobs(format!("{error}{cause}"))
+    }
+}
+
+/// Runs one controller until `shutdown` resolves, or until it cannot go on.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let controller = Controller::start(config).await?;
+    tokio::select! {
+        () = shutdown => {
+            controller.stop().await;
+            Ok(())
+        }
+        error = controller.failed() => {
+            controller.stop().await;
+            Err(error)
+        }
+    }
+}
+
+/// A controller that runs.
+#[derive(Debug)]
+pub struct Controller {
+    pub(crate) node: Arc<Node>,
+    loops: JoinSet<()>,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    served: CancellationToken,
+}
+
+impl Controller {
+    /// Opens the data directory and begins to serve. Returns as soon as it listens; a leader may not be known yet.
+    pub async fn start(config: Config) -> Result<Self, RunError> {
+        config.validate().map_err(RunError::Config)?;
+        let address = config.api_listen;
+        // First of all: a port in use must leave no trace on disk.
+        let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
+        let data_dir = config.data_dir.clone();
+        let blobs = tokio::task::spawn_blocking(move || BlobStore::open(&data_dir)).await;
+        let blobs = blobs.map_err(|error| RunError::Blobs(error.to_string()))??;
+        let replica = found::open(&config).await?;
+        let (id, endpoint) = (config.id, config.api_endpoint.clone());
+        let node = Arc::new(Node::new(config, replica, blobs));
+        let mut loops = JoinSet::new();
+        loops.spawn(drive(Arc::clone(&node)));
+        loops.spawn(close_absent(Arc::clone(&node)));
+        loops.spawn(keep_blobs(Arc::clone(&node)));
+        let served = CancellationToken::new();
+        let server = tokio::spawn(serve(Arc::clone(&node), listener, served.clone()));
+        tracing::info!(controller = %id, endpoint, "serves");
+        Ok(Self { node, loops, server, served })
+    }
+
+    /// Resolves when it cannot go on, with the reason.
+    pub async fn failed(&self) -> RunError {
+        RunError::Stopped(self.node.replica.stopped().await)
+    }
+
+    /// Ends every stream (agents are sent elsewhere), finishes calls under way, closes the store. The data directory
+    /// can be opened again when this returns.
+    pub async fn stop(mut self) {
+        self.node.closing.cancel();
+        self.served.cancel();
+        while self.loops.join_next().await.is_some() {}
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, &mut self.server).await;
+        if drained.is_err() {
+            tracing::debug!("calls under way were cut off");
+            self.server.abort();
+        }
+        self.node.replica.shutdown().await;
+    }
+}
+
+/// Serves clients and agents on one port.
+///
+/// DECISION: tonic's own server, for HTTP/2 without TLS. REST and the portal will need HTTP/1.1 on the same port; then
+/// `routes(node).into_axum_router()` is merged with theirs and hosted by axum, and nothing but this function changes.
+async fn serve(
+    node: Arc<Node>,
+    listener: TcpListener,
+    served: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = futures_util::StreamExt::map(TcpListenerStream::new(listener), |accepted| {
+        accepted.inspect(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection keeps Nagle's delay");
+            }
+        })
+    });
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(routes(&node))
+        .serve_with_incoming_shutdown(incoming, served.cancelled_owned())
+        .await
+}
+
+fn routes(node: &Arc<Node>) -> Routes {
+    Routes::new(Api::service(Arc::clone(node))).add_service(Gate::service(Arc::clone(node))).prepare()
+}

@@ -1,0 +1,265 @@
+//! One session, from its first message to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::desired::DesiredSet;
+use dunlin_model::{ErrorCode, Revision};
+use dunlin_proto::v1::{from_agent, to_agent};
+use dunlin_proto::{Fault, Wire as _, read, v1};
+use dunlin_state::Command;
+use futures_util::FutureExt as _;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::Streaming;
+use tracing::Instrument as _;
+
+use super::hello::{Closed, Opened, admit};
+use super::join::endpoints;
+use super::seats::ToAgentSender;
+use crate::fleet::View;
+use crate::mint;
+use crate::node::Node;
+use crate::reconcile::Report;
+
+/// How often an agent is asked for a sign of life.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// An agent that says nothing for so long is gone, whatever TCP believes: five pings.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Least time between two desired sets: changes that come together are told together.
+const DESIRED_PAUSE: Duration = Duration::from_millis(5);
+/// How long a session that is to be redirected waits for the new leader to be known: an election. Then the agent
+/// looks for itself.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
+/// How long the last message may take to leave.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The connection broke, or the agent fell silent.
+    Gone(&'static str),
+    /// This controller no longer leads, or stops.
+    Moved,
+    /// The agent is told why.
+    Dismissed(Fault),
+}
+
+/// Holds one session.
+pub(super) async fn attend(
+    node: Arc<Node>,
+    mut from_agent: Streaming<v1::FromAgent>,
+    to_agent: ToAgentSender,
+    address: Option<SocketAddr>,
+) {
+    match admit(&node, &mut from_agent, to_agent.clone(), address).await {
+        Ok(opened) => {
+            let span = tracing::info_span!("session", host = %opened.host, session = opened.session);
+            hold(&node, opened, from_agent, &to_agent).instrument(span).await;
+        }
+        Err(Closed::Elsewhere) => redirect(&node, &to_agent).await,
+        Err(Closed::Refused(fault)) => {
+            tracing::warn!(?address, code = %fault.code, message = fault.message, "an agent was refused");
+            farewell(&to_agent, goodbye(&fault)).await;
+        }
+        Err(Closed::Gone) => tracing::debug!(?address, "a stream ended before its Hello"),
+    }
+}
+
+async fn hold(node: &Node, opened: Opened, from_agent: Streaming<v1::FromAgent>, to_agent: &ToAgentSender) {
+    tracing::info!("open");
+    node.board.open(opened.term, opened.host, opened.session);
+    let welcome = v1::Welcome { session: opened.session, controllers: endpoints(node) };
+    let end = if say(to_agent, to_agent::Message::Welcome(welcome)) {
+        let mut session = Session::new(node, &opened, from_agent, to_agent);
+        session.converse().await
+    } else {
+        End::Gone("its stream was closed")
+    };
+    node.sessions.leave(opened.host, &opened.seat);
+    node.board.close(opened.host, opened.session);
+    match end {
+        End::Gone(why) => tracing::info!(why, "ended"),
+        End::Moved => {
+            tracing::info!("ended: this controller no longer leads, or stops");
+            redirect(node, to_agent).await;
+        }
+        End::Dismissed(fault) => {
+            tracing::warn!(code = %fault.code, message = fault.message, "ended");
+            farewell(to_agent, goodbye(&fault)).await;
+        }
+    }
+}
+
+struct Session<'a> {
+    node: &'a Node,
+    opened: &'a Opened,
+    from_agent: Streaming<v1::FromAgent>,
+    to_agent: &'a ToAgentSender,
+    views: watch::Receiver<View>,
+    /// What the host was last told.
+    told: Option<DesiredSet>,
+    /// The host reported something that may change what it is to be told.
+    reported: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        node: &'a Node,
+        opened: &'a Opened,
+        from_agent: Streaming<v1::FromAgent>,
+        to_agent: &'a ToAgentSender,
+    ) -> Self {
+        let views = node.replica.watch();
+        Self { node, opened, from_agent, to_agent, views, told: None, reported: false }
+    }
+
+    async fn converse(&mut self) -> End {
+        let mut pings = interval(PING_EVERY);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leadership = self.node.replica.leadership();
+        let mut replaced = self.opened.seat.replaced.subscribe();
+        let term = self.opened.term;
+        let lost = leadership.wait_for(|now| !now.is_me || now.term != term).map(drop);
+        let replaced = replaced.wait_for(|replaced| *replaced).map(drop);
+        tokio::pin!(lost, replaced);
+        let mut tell_at = Some(Instant::now());
+        loop {
+            tokio::select! {
+                () = &mut lost => return End::Moved,
+                () = self.node.closing.cancelled() => return End::Moved,
+                () = &mut replaced => return End::Dismissed(taken_over()),
+                message = self.from_agent.message() => match message {
+                    Ok(Some(message)) => {
+                        self.opened.seat.heard.send_replace(Instant::now());
+                        if let Err(end) = self.take(message).await {
+                            return end;
+                        }
+                    }
+                    Ok(None) => return End::Gone("the agent closed it"),
+                    Err(_) => return End::Gone("the connection broke"),
+                },
+                changed = self.views.changed() => {
+                    if changed.is_err() {
+                        return End::Moved;
+                    }
+                    tell_at = tell_at.or_else(|| Some(Instant::now() + DESIRED_PAUSE));
+                }
+                () = until(tell_at) => {
+                    tell_at = None;
+                    if let Err(end) = self.tell_desired() {
+                        return end;
+                    }
+                }
+                _ = pings.tick() => {
+                    if self.opened.seat.heard.borrow().elapsed() > SILENCE_MAX {
+                        return End::Gone("the agent fell silent");
+                    }
+                    // A full queue shows in the silence that follows.
+                    say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce: mint::nonce() }));
+                }
+            }
+            if std::mem::take(&mut self.reported) {
+                tell_at = tell_at.or_else(|| Some(Instant::now() + DESIRED_PAUSE));
+            }
+        }
+    }
+
+    async fn take(&mut self, message: v1::FromAgent) -> Result<(), End> {
+        let nonsense = |e: dunlin_model::Invalid| End::Dismissed(e.into());
+        match message.message {
+            Some(from_agent::Message::Report(report)) => {
+                let report = Report {
+                    complete: report.complete,
+                    vms: read(report.vms, "vms").map_err(nonsense)?,
+                    gone: read(report.gone, "gone").map_err(nonsense)?,
+                    acts: read(report.acts, "acts").map_err(nonsense)?,
+                    taken: Revision(report.generation),
+                };
+                self.reported |= self.node.board.take_in(self.opened.host, self.opened.session, report);
+            }
+            Some(from_agent::Message::Capabilities(capabilities)) => {
+                let capabilities = read(Some(capabilities), "capabilities").map_err(nonsense)?;
+                let Opened { host, session, term, .. } = *self.opened;
+                let command = Command::SetCapabilities { host, session, capabilities };
+                if let Err(error) = self.node.replica.propose_in_term(term, &command).await {
+                    tracing::debug!(%error, "capabilities were not stored");
+                }
+            }
+            Some(from_agent::Message::Hello(_)) => {
+                let fault = Fault::new(ErrorCode::InvalidArgument, "Hello is only the first message");
+                return Err(End::Dismissed(fault));
+            }
+            // Samples have no reader in the controller yet, and an empty message is of a newer agent; both are, like a
+            // Pong, signs of life.
+            Some(from_agent::Message::Samples(_) | from_agent::Message::Pong(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the host what it should be doing, when that has changed since it was last told.
+    fn tell_desired(&mut self) -> Result<(), End> {
+        let view = self.views.borrow_and_update().clone();
+        let host = self.opened.host;
+        match view.host(host).map(|host| host.status.session) {
+            None => {
+                let message = format!("host {host} was removed from the cluster");
+                return Err(End::Dismissed(Fault::new(ErrorCode::Unauthenticated, message)));
+            }
+            Some(session) if session != self.opened.session => return Err(End::Dismissed(taken_over())),
+            Some(_) => {}
+        }
+        let Some(desired) = self.node.board.desired_set(&view, host) else { return Ok(()) };
+        let same = self.told.as_ref().is_some_and(|told| {
+            told.assignments == desired.assignments && told.acts == desired.acts && told.images == desired.images
+        });
+        if same {
+            return Ok(());
+        }
+        tracing::debug!(generation = %desired.generation, assignments = desired.assignments.len(), "tells");
+        if !say(self.to_agent, to_agent::Message::Desired(desired.clone().to_wire())) {
+            return Err(End::Gone("the agent does not take in what it is told"));
+        }
+        self.told = Some(desired);
+        Ok(())
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn taken_over() -> Fault {
+    Fault::new(ErrorCode::AlreadyExists, "a newer session of this host has taken its place")
+}
+
+fn say(to_agent: &ToAgentSender, message: to_agent::Message) -> bool {
+    to_agent.try_send(Ok(v1::ToAgent { message: Some(message) })).is_ok()
+}
+
+fn goodbye(fault: &Fault) -> to_agent::Message {
+    to_agent::Message::Goodbye(v1::Goodbye { code: fault.code.to_string(), message: fault.message.clone() })
+}
+
+async fn farewell(to_agent: &ToAgentSender, message: to_agent::Message) {
+    let message = v1::ToAgent { message: Some(message) };
+    if to_agent.send_timeout(Ok(message), FAREWELL_TIMEOUT).await.is_err() {
+        tracing::debug!("the agent went before it could be told why");
+    }
+}
+
+async fn redirect(node: &Node, to_agent: &ToAgentSender) {
+    let mut leadership = node.replica.leadership();
+    let this = node.config.id;
+    let leads = leadership.wait_for(|now| now.is_me || now.leader.as_ref().is_some_and(|is| is.id != this));
+    let successor = tokio::select! {
+        found = tokio::time::timeout(SUCCESSOR_WAIT, leads) => found.is_ok_and(|found| found.is_ok()),
+        () = node.closing.cancelled() => false,
+    };
+    let leader = if successor { node.leader_endpoint().unwrap_or_default() } else { String::new() };
+    farewell(to_agent, to_agent::Message::Redirect(v1::Redirect { leader })).await;
+}

@@ -1,0 +1,86 @@
+//! The agents' door: joining, the one session of each host, and tunnels.
+//!
+//! ```text
+//!  Hello -> not the leader ------------------> Redirect
+//!        -> unknown, or the wrong secret ----> Goodbye unauthenticated
+//!        -> another process of it is alive --> Goodbye already_exists
+//!        -> OpenSession committed -----------> Welcome, desired set; then
+//!             reports, capabilities <--> desired sets, pings
+//!             leadership lost, stopping -----> Redirect
+//!             silent, broken, removed -------> ends
+//!  ended, and no new one within the grace ---> CloseSession committed: the host is Down
+//! ```
+//! Owns what lives in the leader's memory about hosts: who sits where ([`Sessions`]), what they report ([`Board`]).
+
+mod absent;
+mod attend;
+mod board;
+mod hello;
+mod join;
+mod seats;
+mod tunnels;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dunlin_proto::v1;
+use dunlin_proto::v1::agent_gate_server::{AgentGate, AgentGateServer};
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) use absent::close_absent;
+pub(crate) use board::Board;
+pub(crate) use seats::Sessions;
+pub(crate) use tunnels::Tunnels;
+
+use crate::api::MESSAGE_BYTES_MAX;
+use crate::api::call::{CALL_DEADLINE, Call};
+use crate::node::Node;
+
+/// Messages on their way to one agent. It takes them in at once; one that does not is cut by the pings.
+const TO_AGENT_MAX: usize = 64;
+
+/// The AgentGate service of one controller.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    node: Arc<Node>,
+}
+
+impl Gate {
+    pub(crate) fn service(node: Arc<Node>) -> AgentGateServer<Self> {
+        AgentGateServer::new(Self { node }).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl AgentGate for Gate {
+    type SessionStream = ReceiverStream<Result<v1::ToAgent, Status>>;
+    type TunnelStream = Pin<Box<dyn Stream<Item = Result<v1::TunnelChunk, Status>> + Send>>;
+
+    #[tracing::instrument(skip_all, fields(host = request.get_ref().name, uid = request.get_ref().host_uid))]
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let call = Call::of(&request, CALL_DEADLINE);
+        Ok(Response::new(join::join(&self.node, call, request.into_inner()).await?))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::FromAgent>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let address = request.remote_addr();
+        let (to_agent, receiver) = mpsc::channel(TO_AGENT_MAX);
+        // Ends by itself when the agent goes, when the controller stops, and when it no longer leads.
+        tokio::spawn(attend::attend(Arc::clone(&self.node), request.into_inner(), to_agent, address));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::TunnelChunk>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        Ok(Response::new(self.node.tunnels.dial(request.into_inner()).await?))
+    }
+}

@@ -1,0 +1,138 @@
+//! Who sits where: at most one session per host, and the news that a rival may need.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use dunlin_model::HostId;
+use dunlin_proto::v1::to_agent::Message;
+use dunlin_proto::v1::{Ping, ToAgent};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::mint;
+
+/// How long the agent of an older session has to answer before a newer one takes its place: many times a round trip.
+const RIVAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What goes to an agent.
+pub(super) type ToAgentSender = mpsc::Sender<Result<ToAgent, Status>>;
+
+/// One session's place.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    /// Tells this seat from a later one of the same host.
+    pub(super) number: u64,
+    /// Which process of the agent.
+    pub(super) instance: String,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) to_agent: ToAgentSender,
+    /// When its agent was last heard.
+    pub(super) heard: watch::Sender<Instant>,
+    /// Set when another session has taken its place.
+    pub(super) replaced: watch::Sender<bool>,
+}
+
+/// A host that is Up and holds no session here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Absence {
+    since: Instant,
+    /// It held one in this term.
+    pub(super) held: bool,
+}
+
+impl Absence {
+    pub(super) fn lasted(self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+/// The sessions that end at this controller.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    seats: Mutex<BTreeMap<HostId, Seat>>,
+    absent: Mutex<BTreeMap<HostId, Absence>>,
+    numbers: AtomicU64,
+}
+
+impl Sessions {
+    pub(super) fn seat(&self, instance: String, address: Option<SocketAddr>, to_agent: ToAgentSender) -> Seat {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let (heard, replaced) = (watch::Sender::new(Instant::now()), watch::Sender::new(false));
+        Seat { number, instance, address, to_agent, heard, replaced }
+    }
+
+    /// Takes the host's place. Refused, with the one who has it, when another process of the same identity is alive.
+    pub(super) async fn claim(&self, host: HostId, seat: &Seat) -> Result<(), Seat> {
+        loop {
+            let rival = {
+                let mut seats = self.lock();
+                match seats.get(&host) {
+                    Some(rival) if rival.instance != seat.instance && !*rival.replaced.borrow() => rival.clone(),
+                    _ => {
+                        if let Some(older) = seats.insert(host, seat.clone()) {
+                            older.replaced.send_replace(true);
+                        }
+                        return Ok(());
+                    }
+                }
+            };
+            if answers(&rival).await {
+                return Err(rival);
+            }
+            tracing::warn!(host = %host, address = ?rival.address, "an older session does not answer; replaced");
+            rival.replaced.send_replace(true);
+        }
+    }
+
+    /// Gives the place up, unless it was taken already.
+    pub(super) fn leave(&self, host: HostId, seat: &Seat) {
+        let mut seats = self.lock();
+        if seats.get(&host).is_some_and(|now| now.number == seat.number) {
+            seats.remove(&host);
+            let absence = Absence { since: Instant::now(), held: true };
+            self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(host, absence);
+        }
+    }
+
+    /// Sends something to a host's agent, when it holds a session and takes it in.
+    pub(crate) fn tell(&self, host: HostId, message: Message) -> bool {
+        let seat = self.lock().get(&host).cloned();
+        seat.is_some_and(|seat| seat.to_agent.try_send(Ok(ToAgent { message: Some(message) })).is_ok())
+    }
+
+    /// Those of the hosts that hold no session here, and since when that is known.
+    pub(super) fn absences(&self, up: impl Iterator<Item = HostId>) -> Vec<(HostId, Absence)> {
+        let seats = self.lock();
+        let mut known = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = Absence { since: Instant::now(), held: false };
+        let away = up.filter(|host| !seats.contains_key(host));
+        *known = away.map(|host| (host, known.get(&host).copied().unwrap_or(unknown))).collect();
+        known.iter().map(|(host, absence)| (*host, *absence)).collect()
+    }
+
+    /// Starts counting anew: another term.
+    pub(super) fn forget_absences(&self) {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostId, Seat>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does the agent of that seat still say anything when it is asked?
+async fn answers(seat: &Seat) -> bool {
+    let mut heard = seat.heard.subscribe();
+    heard.mark_unchanged();
+    let ping = ToAgent { message: Some(Message::Ping(Ping { nonce: mint::nonce() })) };
+    // A full queue is no answer either; its session may still be heard within the wait.
+    let _ = seat.to_agent.try_send(Ok(ping));
+    tokio::select! {
+        heard = tokio::time::timeout(RIVAL_TIMEOUT, heard.changed()) => matches!(heard, Ok(Ok(()))),
+        () = seat.to_agent.closed() => false,
+    }
+}

@@ -1,0 +1,7 @@
+//! Whole controllers, spoken to over their own port.
+
+mod agents;
+mod blobs;
+mod failover;
+mod objects;
+mod watching;

@@ -1,0 +1,36 @@
+//! The figures of docs/PERFORMANCE.md, each a ratio against a peer or a baseline measured in the same run.
+//!
+//! `make bench` runs all; `cargo bench -p dunlin-tests -- NAME` runs those whose name contains NAME. Nothing here asserts a
+//! time: machines differ, and the reader judges.
+
+#![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
+
+mod agent_rss;
+mod migration;
+mod start;
+mod writes;
+
+type Bench = fn() -> anyhow::Result<()>;
+
+fn main() -> anyhow::Result<()> {
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let all: [(&str, Bench); 4] = [
+        ("start", start::run),
+        ("migration", migration::run),
+        ("agent-rss", agent_rss::run),
+        ("writes", writes::run),
+    ];
+    for (name, run) in all {
+        if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
+            println!("\n## {name}\n");
+            run()?;
+        }
+    }
+    Ok(())
+}
+
+/// The middle of the values, and their worst.
+fn median_and_worst(mut values: Vec<f64>) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[values.len() - 1])
+}

@@ -1,0 +1,185 @@
+//! What the CLI prints and what the fleet refuses. Simulated guests: nothing here needs a real one.
+
+use std::time::Duration;
+
+use dunlin_model::vm::VmPhase;
+use dunlin_tests::{Fleet, FleetOptions, eventually};
+
+/// Simulated guests start at once; the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Every kind reads as {kind, metadata, spec, status} in JSON and YAML, and the tables, refusals and exit statuses are the
+/// ones on record.
+#[test]
+fn output_and_refusals_are_as_recorded() -> anyhow::Result<()> {
+    let fleet = Fleet::start(FleetOptions { controllers: 1, hosts: 2, drivers: "test" })?;
+    let mut said = String::new();
+    every_kind_is_made(&fleet)?;
+    for words in [
+        &["vm", "list"][..],
+        &["vm", "list", "-o", "json"],
+        &["vm", "list", "-o", "yaml", "-l", "tier=web"],
+        &["vm", "show", "sim-1"],
+        &["host", "list"],
+        &["host", "show", "host-1", "-o", "json"],
+        &["image", "list", "-o", "wide"],
+        &["migration", "list"],
+        &["task", "list"],
+        &["cluster", "show"],
+        &["vm", "xml", "sim-1"],
+    ] {
+        said.push_str(&format!("$ dunlin {}\n{}\n", words.join(" "), normal(&fleet, &fleet.ok(words)?)));
+    }
+    insta::assert_snapshot!("output", said);
+    for kind in ["cluster", "vm", "host", "image", "migration", "task", "event"] {
+        let verb = if kind == "cluster" { "show" } else { "list" };
+        let told = fleet.json(&[kind, verb])?;
+        let object = if kind == "cluster" { told } else { told["items"][0].clone() };
+        let keys: Vec<_> = object.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["kind", "metadata", "spec", "status"], "{kind}");
+        for key in ["name", "uid", "generation", "revision", "created"] {
+            assert!(object["metadata"].get(key).is_some(), "{kind} has no metadata.{key}");
+        }
+    }
+    refusals(&fleet)?;
+    pending_until_there_is_room(&fleet)
+}
+
+fn every_kind_is_made(fleet: &Fleet) -> anyhow::Result<()> {
+    let file = fleet.scratch().join("tiny.img");
+    std::fs::write(&file, vec![7; 4096])?;
+    fleet.ok(&["image", "import", "tiny", &file.display().to_string(), "--label", "use=test"])?;
+    let sim = ["--driver", "test", "--mem-mib", "256", "--sim-boot-ms", "1", "--start", "--wait"];
+    fleet.ok(&[
+        &[
+            "vm",
+            "create",
+            "sim-1",
+            "--label",
+            "tier=web",
+            "--disk",
+            "empty=8",
+            "--vnc",
+            "auto",
+            "--vnc-password",
+            "hidden",
+        ],
+        &sim[..],
+    ]
+    .concat())?;
+    fleet.ok(&[&["vm", "create", "sim-2", "--host", "host-1"], &sim[..]].concat())?;
+    let to = if fleet.vm("sim-1")?.status.host_name.is_some_and(|name| name.as_str() == "host-1") {
+        "host-2"
+    } else {
+        "host-1"
+    };
+    fleet.ok(&["vm", "migrate", "sim-1", "--to", to, "--wait"])?;
+    fleet.ok(&["vm", "reset", "sim-2", "--wait"])?;
+    Ok(())
+}
+
+fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
+    let listing_1 = include_str!("../golden/listing-1.xml");
+    let xml = fleet.scratch().join("listing-1.xml");
+    std::fs::write(&xml, listing_1)?;
+    let xml = xml.display().to_string();
+    let mut said = String::new();
+    for words in [
+        &["vm", "show", "sim-11"][..],
+        &["vm", "create", "-bad-"],
+        &["vm", "create", "big", "--mem-mib", "1"],
+        &["vm", "create", "big", "--cpus", "1000"],
+        &["vm", "create", "ide", "--machine", "q35", "--disk", "empty=8,bus=ide"],
+        &["vm", "create", "img", "--disk", "image=tinny"],
+        &["vm", "create", "sim-1", "--driver", "test"],
+        &["vm", "create", "listing", "--xml", &xml],
+        &["vm", "migrate", "sim-1", "--to", "host-9"],
+        &["vm", "restore", "sim-1"],
+        &["vm", "resume", "nobody"],
+        &["image", "delete", "nothing"],
+        &["host", "remove", "host-1"],
+        &["migration", "cancel", "none"],
+        &["cluster", "set", "--cpu-overcommit-percent", "1"],
+        &["cluster", "set", "--placement", "random"],
+    ] {
+        let output = fleet.run(words)?;
+        assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
+        said.push_str(&format!(
+            "$ dunlin {}\n{}exit {}\n\n",
+            words.join(" "),
+            normal(fleet, &output.stderr),
+            output.status
+        ));
+    }
+    insta::assert_snapshot!("refusals", said);
+    Ok(())
+}
+
+/// A VM that fits nowhere waits with the reason per group of hosts, and starts by itself when room appears.
+fn pending_until_there_is_room(fleet: &Fleet) -> anyhow::Result<()> {
+    fleet.ok(&["vm", "create", "huge", "--driver", "test", "--mem-mib", "65000", "--start"])?;
+    fleet.ok(&["vm", "create", "huge-2", "--driver", "test", "--mem-mib", "65000", "--start"])?;
+    let waiting = eventually("a VM waits", LIMIT, || {
+        let all = ["huge", "huge-2"].map(|name| fleet.vm(name));
+        let [first, second] = all.map(|vm| vm.map_err(|e| e.to_string()));
+        let pending = [first?, second?]
+            .into_iter()
+            .find(|vm| vm.status.phase == VmPhase::Pending && !vm.status.message.is_empty());
+        pending.ok_or_else(|| "none is Pending with a reason".to_owned())
+    })?;
+    assert!(waiting.status.message.contains("memory"), "{}", waiting.status.message);
+    fleet.ok(&["vm", "delete", "sim-1", "--wait"])?;
+    fleet.ok(&["vm", "delete", "sim-2", "--wait"])?;
+    fleet.wait_phase("huge", VmPhase::Running, LIMIT)?;
+    fleet.wait_phase("huge-2", VmPhase::Running, LIMIT)?;
+    Ok(())
+}
+
+/// The text without what changes from run to run: uids, times, revisions, this machine.
+fn normal(fleet: &Fleet, text: &str) -> String {
+    let text = text.replace(&fleet.scratch().display().to_string(), "SCRATCH");
+    let lines = text.lines().filter(|line| !machine_line(line)).map(|line| {
+        let words = line.split_inclusive([' ', '"', '\'', ',', '/', '=', '<', '>', ':', '\t']);
+        words.map(normal_word).collect::<String>().trim_end().to_owned()
+    });
+    let text: Vec<String> = lines.collect();
+    text.join("\n") + "\n"
+}
+
+/// Lines that tell of the machine the test runs on.
+fn machine_line(line: &str) -> bool {
+    let line = line.trim_start().trim_start_matches('"');
+    let starts = [
+        "kernel",
+        "cpu_model\":",
+        "hostname",
+        "disk_free_mib",
+        "address",
+        "revision",
+        "created",
+        "since",
+        "arch",
+    ];
+    starts.iter().any(|start| line.starts_with(start))
+        || line.contains("endpoint")
+        || (line.len() < 24 && line.contains("T") && line.ends_with("Z\""))
+}
+
+fn normal_word(word: &str) -> String {
+    let body = word.trim_end_matches([' ', '"', '\'', ',', '/', '=', '<', '>', ':', '\t']);
+    let tail = &word[body.len()..];
+    let hex = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
+    let uuid = body.len() == 36 && body.split('-').all(hex);
+    let migration = body.rsplit_once('-').is_some_and(|(_, end)| end.len() == 8 && hex(end));
+    let age = body
+        .strip_suffix('s')
+        .is_some_and(|count| !count.is_empty() && count.chars().all(|c| c.is_ascii_digit()));
+    let name = match (uuid, migration, age, body.len() == 64 && hex(body)) {
+        (true, ..) => "UID",
+        (_, true, ..) => "NAME-XXXXXXXX",
+        (_, _, true, _) => "AGE",
+        (.., true) => "SHA256",
+        _ => body,
+    };
+    format!("{name}{tail}")
+}

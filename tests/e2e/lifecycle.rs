@@ -1,0 +1,133 @@
+//! What one does with one VM, from create to delete.
+
+use std::time::Duration;
+
+use dunlin_model::vm::VmPhase;
+use dunlin_tests::fleet::BOOT_LIMIT;
+use dunlin_tests::{Fleet, FleetOptions, Ring, eventually};
+
+/// A verb with a real guest: far more than any takes on a busy machine.
+const VERB_LIMIT: Duration = Duration::from_secs(60);
+
+/// A real guest goes through every verb of its life, and after its deletion nothing of it is left.
+#[test]
+fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
+    let fleet = Fleet::start(FleetOptions { controllers: 1, hosts: 1, drivers: "qemu" })?;
+    fleet.import_guest()?;
+    let vm = fleet.create_ticking(
+        "web",
+        "image=disk,format=raw",
+        &["--nic", "network=default", "--vnc", "auto", "--vnc-password", "secret12"],
+    )?;
+    let disk = fleet.disk_file(&vm)?;
+    let first = fleet.ticks_beyond(&disk, None, BOOT_LIMIT)?;
+    assert_eq!(first.boots, 1);
+    assert!(vm.status.vnc.as_deref().is_some_and(|vnc| vnc.contains(":59")), "{:?}", vm.status.vnc);
+    assert!(!fleet.ok(&["vm", "show", "web", "-o", "yaml"])?.contains("secret12"), "a secret is shown");
+
+    pause_holds_the_guest_still(&fleet, &disk)?;
+    console_answers(&fleet)?;
+    save_and_restore_keep_the_guest(&fleet, &disk)?;
+
+    // The power button is heard once the guest's late drivers are in.
+    eventually("the guest is ready", BOOT_LIMIT, || {
+        let log = fleet.ok(&["vm", "logs", "web"]).map_err(|e| e.to_string())?;
+        if log.contains("ready button=") { Ok(()) } else { Err("not ready yet".to_owned()) }
+    })?;
+    fleet.ok(&["vm", "reboot", "web", "--wait"])?;
+    let rebooted = boots(&fleet, &disk, 2)?;
+    fleet.ok(&["vm", "reset", "web", "--wait"])?;
+    let reset = boots(&fleet, &disk, rebooted.boots + 1)?;
+    assert_eq!(fleet.vm("web")?.status.pid, Some(u32::try_from(fleet.guests(&vm)[0].pid)?));
+
+    ready_again(&fleet, 3)?;
+    fleet.ok(&["vm", "shutdown", "web", "--wait"])?;
+    let stopped = fleet.wait_phase("web", VmPhase::Stopped, VERB_LIMIT)?;
+    assert!(fleet.guests(&stopped).is_empty(), "a stopped guest has a process");
+    fleet.ok(&["vm", "start", "web", "--wait"])?;
+    boots(&fleet, &disk, reset.boots + 1)?;
+
+    fleet.ok(&["vm", "destroy", "web", "--wait"])?;
+    assert!(fleet.guests(&stopped).is_empty(), "a destroyed guest has a process");
+    fleet.ok(&["vm", "delete", "web", "--wait"])?;
+    assert!(!disk.exists(), "the disk of a deleted VM is left");
+    assert_eq!(fleet.json(&["vm", "list"])?["items"], serde_json::json!([]));
+    let missing = fleet.run(&["vm", "show", "web"])?;
+    assert_eq!(missing.status, 3, "{}", missing.stderr);
+    Ok(())
+}
+
+fn pause_holds_the_guest_still(fleet: &Fleet, disk: &std::path::Path) -> anyhow::Result<()> {
+    fleet.ok(&["vm", "pause", "web", "--wait"])?;
+    let paused = fleet.vm("web")?;
+    assert_eq!(paused.status.phase, VmPhase::Paused);
+    let before = Ring::read(disk)?;
+    // The only way to see that nothing happens is to give it time to: three ticks' worth.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(Ring::read(disk)?, before, "a paused guest writes");
+    fleet.ok(&["vm", "resume", "web", "--wait"])?;
+    fleet.ticks_beyond(disk, Some(before.last_seq), VERB_LIMIT)?;
+    Ok(())
+}
+
+fn console_answers(fleet: &Fleet) -> anyhow::Result<()> {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+    let mut console =
+        fleet.command(&["vm", "console", "web"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let (Some(mut stdin), Some(mut stdout)) = (console.stdin.take(), console.stdout.take()) else {
+        anyhow::bail!("no pipes")
+    };
+    stdin.write_all(b"ping dunlin\n")?;
+    stdin.flush()?;
+    let (send, lines) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+            if send.send(String::from_utf8_lossy(&buffer[..count]).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut heard = String::new();
+    let answer = eventually("pong on the console", VERB_LIMIT, || {
+        heard.extend(lines.try_iter());
+        if heard.contains("pong dunlin") { Ok(()) } else { Err(format!("heard {} bytes", heard.len())) }
+    });
+    console.kill()?;
+    console.wait()?;
+    drop(lines);
+    let _ = reader.join();
+    answer
+}
+
+fn save_and_restore_keep_the_guest(fleet: &Fleet, disk: &std::path::Path) -> anyhow::Result<()> {
+    let before = Ring::read(disk)?;
+    fleet.ok(&["vm", "save", "web", "--wait"])?;
+    let saved = fleet.wait_phase("web", VmPhase::Saved, VERB_LIMIT)?;
+    assert!(fleet.guests(&saved).is_empty(), "a saved guest has a process");
+    let at_rest = Ring::read(disk)?;
+    fleet.ok(&["vm", "restore", "web", "--wait"])?;
+    let after = fleet.ticks_beyond(disk, Some(at_rest.last_seq), VERB_LIMIT)?;
+    assert_eq!(after.boots, before.boots, "the guest was booted instead of restored");
+    Ok(())
+}
+
+fn boots(fleet: &Fleet, disk: &std::path::Path, wanted: u64) -> anyhow::Result<Ring> {
+    eventually("the guest boots again", BOOT_LIMIT, || {
+        let ring = Ring::read(disk).map_err(|e| e.to_string())?;
+        if ring.boots == wanted {
+            Ok(ring)
+        } else {
+            Err(format!("boot {} of {wanted}: {:?}", ring.boots, fleet.vm("web").map(|vm| vm.status)))
+        }
+    })
+}
+
+fn ready_again(fleet: &Fleet, times: usize) -> anyhow::Result<()> {
+    eventually("the guest is ready again", BOOT_LIMIT, || {
+        let log = fleet.ok(&["vm", "logs", "web"]).map_err(|e| e.to_string())?;
+        let seen = log.matches("ready button=").count();
+        if seen >= times { Ok(()) } else { Err(format!("{seen} times of {times}")) }
+    })
+}

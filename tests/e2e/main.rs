@@ -1,0 +1,10 @@
+//! End to end: the real binary as controllers and agents, real QEMU guests under emulation, each host a network
+//! namespace, and kill -9. Every test has a fleet of its own and takes it down.
+
+#![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
+
+mod faults;
+mod input;
+mod lifecycle;
+mod migration;
+mod restart;
