@@ -43,6 +43,7 @@ pub(crate) fn observe(
         pid: guest.and_then(|guest| guest.pid),
         vnc: guest.and_then(|guest| guest.vnc.clone()),
         saved: record.saved.as_ref().map(|saved| (saved.file.display().to_string(), saved.size_bytes)),
+        resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
         receive: receive_of(record, guest),
         send: guest.and_then(|guest| send_of(record, guest)),
     })

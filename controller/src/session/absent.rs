@@ -56,7 +56,9 @@ async fn close(node: &Node, term: u64, host: HostId, session: u64, held: bool) {
     let command = Command::CloseSession { host, session, message: message.into() };
     match node.replica.propose_in_term(term, &command).await {
         Ok(Ok(_)) => tracing::warn!(host = %host, session, message, "a host is down"),
-        Ok(Err(rejected)) => tracing::debug!(host = %host, session, %rejected, "closing a session was refused"),
+        Ok(Err(rejected)) => {
+            tracing::debug!(host = %host, session, %rejected, "closing a session was refused")
+        }
         Err(error) => tracing::debug!(host = %host, session, %error, "closing a session has to wait"),
     }
 }

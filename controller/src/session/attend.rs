@@ -21,7 +21,7 @@ use super::seats::ToAgentSender;
 use crate::fleet::View;
 use crate::mint;
 use crate::node::Node;
-use crate::reconcile::Report;
+use crate::reconcile::{Report, is_news};
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -158,6 +158,8 @@ impl<'a> Session<'a> {
                     }
                     // A full queue shows in the silence that follows.
                     say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce: mint::nonce() }));
+                    // What a host is to be told may change with time alone.
+                    tell_at = tell_at.or_else(|| Some(Instant::now()));
                 }
             }
             if std::mem::take(&mut self.reported) {
@@ -211,10 +213,7 @@ impl<'a> Session<'a> {
             Some(_) => {}
         }
         let Some(desired) = self.node.board.desired_set(&view, host) else { return Ok(()) };
-        let same = self.told.as_ref().is_some_and(|told| {
-            told.assignments == desired.assignments && told.acts == desired.acts && told.images == desired.images
-        });
-        if same {
+        if self.told.as_ref().is_some_and(|told| !is_news(&view, told, &desired)) {
             return Ok(());
         }
         tracing::debug!(generation = %desired.generation, assignments = desired.assignments.len(), "tells");

@@ -69,7 +69,8 @@ pub(super) async fn admit(
         read(hello.capabilities, "capabilities").map_err(|e| Closed::Refused(e.into()))?;
     let seat = node.sessions.seat(hello.instance, address, to_agent);
     if let Err(rival) = node.sessions.claim(host, &seat).await {
-        let address = rival.address.map_or_else(|| "an unknown address".into(), |address| address.to_string());
+        let address =
+            rival.address.map_or_else(|| "an unknown address".into(), |address| address.to_string());
         let message = format!("another agent with the identity of host {host} is alive at {address}");
         return Err(Closed::Refused(Fault::new(ErrorCode::AlreadyExists, message)));
     }

@@ -59,7 +59,12 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn seat(&self, instance: String, address: Option<SocketAddr>, to_agent: ToAgentSender) -> Seat {
+    pub(super) fn seat(
+        &self,
+        instance: String,
+        address: Option<SocketAddr>,
+        to_agent: ToAgentSender,
+    ) -> Seat {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (heard, replaced) = (watch::Sender::new(Instant::now()), watch::Sender::new(false));
         Seat { number, instance, address, to_agent, heard, replaced }
@@ -71,7 +76,9 @@ impl Sessions {
             let rival = {
                 let mut seats = self.lock();
                 match seats.get(&host) {
-                    Some(rival) if rival.instance != seat.instance && !*rival.replaced.borrow() => rival.clone(),
+                    Some(rival) if rival.instance != seat.instance && !*rival.replaced.borrow() => {
+                        rival.clone()
+                    }
                     _ => {
                         if let Some(older) = seats.insert(host, seat.clone()) {
                             older.replaced.send_replace(true);

@@ -87,6 +87,7 @@ impl Entry {
             }),
             ever_ran: record.ever_ran,
             reboots: record.memory.boots.saturating_sub(1),
+            resumed_at_ms: None,
         }
     }
 }
