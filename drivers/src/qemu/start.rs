@@ -103,6 +103,7 @@ impl Seat {
             state,
             running: false,
             arrived: false,
+            parked: false,
             resumed_at_ms: None,
             sending: None,
             save: None,
