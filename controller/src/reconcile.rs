@@ -7,7 +7,12 @@
 //! The contract with the agents is docs/protocol.md.
 
 pub mod desired;
+mod host;
+mod migration;
 pub mod observed;
+mod placement;
+mod task;
+mod vm;
 
 pub use desired::desired_set;
 pub use observed::{HostView, Observed, Report};
@@ -17,6 +22,18 @@ use dunlin_state::{Command, State};
 
 /// Everything to propose now. Nothing, when the fleet is as it should be and has been heard.
 #[must_use]
-pub fn step(_state: &State, _observed: &Observed, _now: Timestamp) -> Vec<Command> {
-    Vec::new()
+pub fn step(state: &State, observed: &Observed, now: Timestamp) -> Vec<Command> {
+    let mut commands = Vec::new();
+    host::step(state, observed, now, &mut commands);
+    vm::step(state, observed, &mut commands);
+    migration::step(state, observed, now, &mut commands);
+    task::step(state, observed, &mut commands);
+    placement::step(state, observed, &mut commands);
+    if state.needs_sweep(now) {
+        commands.push(Command::Sweep);
+    }
+    commands
 }
+
+#[cfg(test)]
+mod sim;

@@ -26,7 +26,9 @@ pub struct Change {
 
 /// The revision asked for is no longer held, so that something between might be missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("changes after revision {after} are no longer held: the oldest known is {oldest}; list again and watch from there")]
+#[error(
+    "changes after revision {after} are no longer held: the oldest known is {oldest}; list again and watch from there"
+)]
 pub struct Compacted {
     /// What was asked for.
     pub after: Revision,

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use dunlin_model::event::{About, Event, EventLevel, EventSpec, EventStatus};
 use dunlin_model::host::Reserved;
 use dunlin_model::meta::Metadata;
-use dunlin_model::{
-    ErrorCode, EventId, Generation, HostId, Kind, Labels, Name, Object, Revision, Timestamp,
-};
+use dunlin_model::{ErrorCode, EventId, Generation, HostId, Kind, Labels, Name, Object, Revision, Timestamp};
 use uuid::Uuid;
 
 use crate::changes::Change;
@@ -19,11 +17,13 @@ use crate::{Rejected, State, Typed};
 /// Events kept, over all objects; about the last hour of a busy fleet. Older ones fall out silently.
 pub(crate) const EVENTS_MAX: usize = 4_096;
 
+type Key = (Kind, Uuid);
+
 pub(crate) struct Draft {
     pub(crate) state: State,
     revision: Revision,
     /// Keys in the order they were first touched; the object as it last was, when it is removed.
-    touched: Vec<((Kind, Uuid), Option<Arc<Object>>)>,
+    touched: Vec<(Key, Option<Arc<Object>>)>,
     events: Vec<EventSpec>,
     result: Option<(Kind, Uuid)>,
 }
@@ -64,7 +64,10 @@ impl Draft {
             return Err(Rejected::new(ErrorCode::AlreadyExists, message));
         }
         if self.state.objects.contains_key(&(T::KIND, raw)) {
-            return Err(Rejected::new(ErrorCode::AlreadyExists, format!("a {noun} with the uid {raw} exists")));
+            return Err(Rejected::new(
+                ErrorCode::AlreadyExists,
+                format!("a {noun} with the uid {raw} exists"),
+            ));
         }
         Ok(Metadata {
             name: name.clone(),
@@ -131,7 +134,8 @@ impl Draft {
             }
         }
         let result = self.result.and_then(|key| {
-            let gone = self.touched.iter().find(|(at, _)| *at == key).and_then(|(_, removed)| removed.clone());
+            let gone =
+                self.touched.iter().find(|(at, _)| *at == key).and_then(|(_, removed)| removed.clone());
             self.state.objects.get(&key).cloned().or(gone)
         });
         (self.state, result)

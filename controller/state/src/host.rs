@@ -19,7 +19,10 @@ pub(crate) fn open_session(
 ) -> Result<(), Rejected> {
     let mut host = draft.take::<Host>(id)?;
     if session <= host.status.session {
-        let message = format!("host {}: session {} is known, so {session} is old", host.metadata.name, host.status.session);
+        let message = format!(
+            "host {}: session {} is known, so {session} is old",
+            host.metadata.name, host.status.session
+        );
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     host.status.session = session;

@@ -13,12 +13,12 @@ pub fn check(state: &State) -> Result<(), String> {
     indexes(state)?;
     state.hosts().try_for_each(|host| check_host(state, host))?;
     state.vms().try_for_each(|vm| {
-        check_vm(state, vm).map_err(|broken| format!("VM {} ({}): {broken}", vm.metadata.name, vm.status.phase))
+        check_vm(state, vm)
+            .map_err(|broken| format!("VM {} ({}): {broken}", vm.metadata.name, vm.status.phase))
     })?;
     state.migrations().try_for_each(|m| {
-        check_migration(state, m).map_err(|broken| {
-            format!("migration {} ({}): {broken}", m.metadata.name, m.status.phase)
-        })
+        check_migration(state, m)
+            .map_err(|broken| format!("migration {} ({}): {broken}", m.metadata.name, m.status.phase))
     })?;
     state.tasks().try_for_each(|task| {
         let ordered = state.order_of(task.metadata.uid).is_some();
@@ -33,7 +33,8 @@ fn ensure(holds: bool, broken: impl FnOnce() -> String) -> Result<(), String> {
 
 fn indexes(state: &State) -> Result<(), String> {
     ensure(state.names.len() == state.objects.len(), || "names and objects differ in number".to_owned())?;
-    let (mut by_host, mut moves, mut active) = (imbl::OrdSet::new(), imbl::OrdSet::new(), imbl::OrdSet::new());
+    let (mut by_host, mut moves, mut active) =
+        (imbl::OrdSet::new(), imbl::OrdSet::new(), imbl::OrdSet::new());
     for (key, object) in &state.objects {
         let named = state.names.get(&(key.0, object.name().clone()));
         ensure(named == Some(&key.1), || format!("{} is not found by its name", object.name()))?;
@@ -103,7 +104,9 @@ fn check_migration(state: &State, migration: &Migration) -> Result<(), String> {
     let status = &migration.status;
     let over = status.phase.is_terminal();
     ensure(status.outcome.is_some() == over, || "an outcome belongs to the end".to_owned())?;
-    ensure(status.history.last().map(|(phase, _)| *phase) == Some(status.phase), || "its history lies".to_owned())?;
+    ensure(status.history.last().map(|(phase, _)| *phase) == Some(status.phase), || {
+        "its history lies".to_owned()
+    })?;
     if over {
         return Ok(());
     }
@@ -111,7 +114,9 @@ fn check_migration(state: &State, migration: &Migration) -> Result<(), String> {
     ensure(vm.status.migration == Some(migration.metadata.uid), || "its VM does not know it".to_owned())?;
     if status.phase == MigrationPhase::Switching && vm.status.phase != VmPhase::Deleting {
         ensure(vm.status.host == status.to, || "handed over, and the VM is elsewhere".to_owned())?;
-        ensure(vm.status.incarnation == status.incarnation, || "handed over under another number".to_owned())?;
+        ensure(vm.status.incarnation == status.incarnation, || {
+            "handed over under another number".to_owned()
+        })?;
     }
     let bound = !matches!(status.phase, MigrationPhase::Planned | MigrationPhase::Aborting);
     ensure(!bound || status.to.is_some(), || "it has no destination".to_owned())

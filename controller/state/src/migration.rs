@@ -66,6 +66,9 @@ pub fn handed_over(migration: &Migration) -> bool {
 pub fn before_hand_over(migration: &Migration) -> bool {
     matches!(
         migration.status.phase,
-        MigrationPhase::Planned | MigrationPhase::Reserved | MigrationPhase::Prepared | MigrationPhase::Copying
+        MigrationPhase::Planned
+            | MigrationPhase::Reserved
+            | MigrationPhase::Prepared
+            | MigrationPhase::Copying
     )
 }

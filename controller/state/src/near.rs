@@ -39,7 +39,8 @@ impl State {
             .objects_of(kind)
             .map(|object| (distance(text, object.name().as_str()), object.name()))
             .filter(|(distance, name)| {
-                *distance <= close || (lower.len() > 2 && name.as_str().to_ascii_lowercase().starts_with(&lower))
+                *distance <= close
+                    || (lower.len() > 2 && name.as_str().to_ascii_lowercase().starts_with(&lower))
             })
             .collect();
         found.sort();
@@ -51,7 +52,8 @@ impl State {
     pub fn unknown(&self, kind: Kind, text: &str) -> Rejected {
         let near: Vec<String> = self.near_names(kind, text).iter().map(ToString::to_string).collect();
         let noun = kind.to_string().to_ascii_lowercase();
-        let hint = if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(", ")) };
+        let hint =
+            if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(", ")) };
         Rejected::new(ErrorCode::NotFound, format!("no {noun} is called {text:?}{hint}"))
     }
 

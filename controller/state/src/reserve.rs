@@ -81,7 +81,8 @@ pub fn check_room(state: &State, host: &Host, spec: &VmSpec) -> Result<(), Rejec
     let free_mib = caps.mem_mib.saturating_sub(policy.host_reserve_mib).saturating_sub(reserved.mem_mib);
     let name = &host.metadata.name;
     if free_mib < spec.mem_mib {
-        let message = format!("host {name}: not enough memory (need {} MiB, free {free_mib} MiB)", spec.mem_mib);
+        let message =
+            format!("host {name}: not enough memory (need {} MiB, free {free_mib} MiB)", spec.mem_mib);
         return Err(Rejected::new(ErrorCode::NoCapacity, message));
     }
     let sellable = u64::from(caps.cpus) * u64::from(policy.cpu_overcommit_percent) / 100;

@@ -66,9 +66,10 @@ fn drain(draft: &mut Draft, uid: TaskId, spec: &TaskSpec) -> Result<TaskSpec, Re
     refuse_kind(spec, Kind::Host)?;
     let id = HostId(spec.uid);
     let name = draft.take::<Host>(id)?.metadata.name;
-    let other = draft.state.active_tasks().find(|task| {
-        task.metadata.uid != uid && task.spec.act == Act::Drain && task.spec.uid == spec.uid
-    });
+    let other = draft
+        .state
+        .active_tasks()
+        .find(|task| task.metadata.uid != uid && task.spec.act == Act::Drain && task.spec.uid == spec.uid);
     if let Some(other) = other {
         let message = format!("host {name} is being drained already, by task {}", other.metadata.name);
         return Err(Rejected::new(ErrorCode::WrongState, message));
@@ -121,7 +122,8 @@ pub(crate) fn cancel(draft: &mut Draft, uid: TaskId) -> Result<(), Rejected> {
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     if task.spec.act == Act::Reset {
-        let message = format!("task {}: a reset happens at once and cannot be called back", task.metadata.name);
+        let message =
+            format!("task {}: a reset happens at once and cannot be called back", task.metadata.name);
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     task.status.cancel = true;

@@ -187,11 +187,17 @@ fn announce(draft: &mut Draft, migration: &Migration) {
         MigrationPhase::Done => match status.outcome {
             Some(MigrationOutcome::Moved) => {
                 let ms = status.figures.unwrap_or_default().downtime_ms;
-                (EventLevel::Normal, "MigrationDone", format!("VM {vm} moved from {from} to {to}, downtime {ms} ms"))
+                (
+                    EventLevel::Normal,
+                    "MigrationDone",
+                    format!("VM {vm} moved from {from} to {to}, downtime {ms} ms"),
+                )
             }
-            Some(MigrationOutcome::Restarted) => {
-                (EventLevel::Warning, "MigrationRestarted", format!("VM {vm} is started afresh: both sides died"))
-            }
+            Some(MigrationOutcome::Restarted) => (
+                EventLevel::Warning,
+                "MigrationRestarted",
+                format!("VM {vm} is started afresh: both sides died"),
+            ),
             _ => (EventLevel::Warning, "MigrationGone", format!("VM {vm} is gone")),
         },
         MigrationPhase::Aborting => (EventLevel::Warning, "MigrationAborting", format!("VM {vm}: {why}")),

@@ -24,7 +24,11 @@ impl State {
             return Err(wrong(format!("is being saved, by task {}", task.metadata.name)));
         }
         if !matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused) || vm.spec.power == Power::Stopped {
-            let phase = if vm.spec.power == Power::Stopped { "to be stopped".to_owned() } else { vm.status.phase.to_string() };
+            let phase = if vm.spec.power == Power::Stopped {
+                "to be stopped".to_owned()
+            } else {
+                vm.status.phase.to_string()
+            };
             return Err(wrong(format!("is {phase}; only a running or paused VM is live-migrated")));
         }
         let host = vm.status.host.and_then(|host| self.host(host));
@@ -32,7 +36,8 @@ impl State {
         let driver = host.status.capabilities.driver(vm.spec.driver);
         let can = |power| driver.is_some_and(|driver| driver.powers.contains(&power));
         let lacks = |what: &str| {
-            let message = format!("driver {} on host {} cannot migrate {what}", vm.spec.driver, host.metadata.name);
+            let message =
+                format!("driver {} on host {} cannot migrate {what}", vm.spec.driver, host.metadata.name);
             Rejected::new(ErrorCode::Unsupported, message)
         };
         if !can(DriverPower::Migrate) {
@@ -126,7 +131,8 @@ pub(crate) fn host_removed(draft: &mut Draft, host: HostId) -> Result<(), Reject
         if before_hand_over(&migration) {
             steps::step(draft, id, &MigrationEvent::Abort { reason, message })?;
         } else if migration.status.phase == MigrationPhase::Switching && migration.status.to == Some(host) {
-            let deleting = draft.state.vm(migration.spec.vm).is_none_or(|vm| vm.status.phase == VmPhase::Deleting);
+            let deleting =
+                draft.state.vm(migration.spec.vm).is_none_or(|vm| vm.status.phase == VmPhase::Deleting);
             let event = if deleting {
                 let figures = migration.status.figures.unwrap_or_default();
                 MigrationEvent::Arrived { figures, outcome: MigrationOutcome::Gone }

@@ -62,7 +62,8 @@ pub(crate) fn refuse_moved(
 pub(crate) fn taker(draft: &Draft, id: HostId) -> Result<Host, Rejected> {
     let host = draft.state.host(id).cloned();
     let host = host.ok_or_else(|| Rejected::new(ErrorCode::NotFound, format!("no host has the uid {id}")))?;
-    let refuse = |why: &str| Rejected::new(ErrorCode::WrongState, format!("host {} {why}", host.metadata.name));
+    let refuse =
+        |why: &str| Rejected::new(ErrorCode::WrongState, format!("host {} {why}", host.metadata.name));
     if host.status.phase != HostPhase::Up {
         return Err(refuse("is not up"));
     }
@@ -89,9 +90,13 @@ pub(crate) fn explain(
     if vm.status.reason == reason && vm.status.message == message {
         return Ok(());
     }
+    let news = vm.status.reason != reason;
     reason.clone_into(&mut vm.status.reason);
     message.clone_into(&mut vm.status.message);
-    draft.event(EventLevel::Warning, "VmUnschedulable", &Object::Vm(vm.clone()), message);
+    if news {
+        // Only another reason is worth an event: the numbers in the message move with every change of the fleet.
+        draft.event(EventLevel::Warning, "VmUnschedulable", &Object::Vm(vm.clone()), message);
+    }
     draft.put(vm);
     Ok(())
 }
@@ -204,7 +209,8 @@ fn stopped(draft: &mut Draft, vm: &mut Vm) -> Result<(), Rejected> {
 }
 
 fn died(draft: &mut Draft, vm: &mut Vm, message: &str) -> Result<(), Rejected> {
-    let ran = vm.status.phase == VmPhase::Running && draft.now().millis_since(vm.status.since) >= STEADY_RUN_MS;
+    let ran =
+        vm.status.phase == VmPhase::Running && draft.now().millis_since(vm.status.since) >= STEADY_RUN_MS;
     if ran {
         vm.status.restarts = 0;
     }

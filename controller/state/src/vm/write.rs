@@ -86,7 +86,8 @@ pub(crate) fn update(
 
 /// While a process or saved memory may exist, the machine it belongs to stays as it is.
 fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
-    let built = vm.status.phase.holds_reservation() || vm.status.saved.is_some() || vm.status.migration.is_some();
+    let built =
+        vm.status.phase.holds_reservation() || vm.status.saved.is_some() || vm.status.migration.is_some();
     let same = VmSpec {
         power: spec.power,
         restart: spec.restart,

@@ -1,0 +1,115 @@
+//! Which host a VM starts on, and which one a migration goes to. One snapshot per step: what this step has given away
+//! is gone for the rest of it.
+
+use std::collections::BTreeMap;
+
+use dunlin_model::HostId;
+use dunlin_model::migration::{Migration, MigrationPhase};
+use dunlin_model::vm::{Power, Vm, VmPhase};
+use dunlin_scheduler::{Move, Request, Snapshot, place};
+use dunlin_state::{Command, MigrationEvent, State};
+
+use super::Observed;
+use super::observed::Sight;
+
+/// VMs placed in one step: one log batch's worth. The rest follow in the next.
+pub(super) const PLACED_PER_STEP_MAX: usize = 256;
+
+pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
+    let mut pending: Vec<&Vm> = state
+        .vms()
+        .filter(|vm| vm.status.phase == VmPhase::Pending && vm.status.migration.is_none())
+        .collect();
+    pending.sort_by_key(|vm| (vm.status.since, vm.metadata.uid));
+    let planned: Vec<&Migration> = state
+        .active_migrations()
+        .filter(|m| m.status.phase == MigrationPhase::Planned && !m.status.cancel)
+        .collect();
+    if pending.is_empty() && planned.is_empty() {
+        return;
+    }
+    let policy = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
+    let arriving = state.active_migrations().filter_map(|m| Some((m.status.to?, state.vm(m.spec.vm)?)));
+    let guests = state.vms().filter_map(|vm| Some((vm.status.host?, vm))).chain(arriving);
+    let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests);
+    for vm in pending.into_iter().take(PLACED_PER_STEP_MAX) {
+        bind(&mut snapshot, vm, commands);
+    }
+    reserve_all(state, observed, planned, &mut snapshot, commands);
+}
+
+fn bind<'a>(snapshot: &mut Snapshot<'a>, vm: &'a Vm, commands: &mut Vec<Command>) {
+    let request = Request::start(vm);
+    let decision = place(snapshot, &request);
+    let (uid, generation) = (vm.metadata.uid, vm.metadata.generation);
+    if let Some(host) = decision.host() {
+        snapshot.take(host, &request);
+        let incarnation = vm.status.incarnation;
+        commands.push(Command::BindVm { vm: uid, generation, incarnation, host });
+        return;
+    }
+    let (reason, message) = (decision.reason(), decision.explain());
+    if vm.status.reason != reason || vm.status.message != message {
+        commands.push(Command::ExplainPending { vm: uid, generation, reason, message });
+    }
+}
+
+fn reserve_all<'a>(
+    state: &'a State,
+    observed: &Observed,
+    mut planned: Vec<&'a Migration>,
+    snapshot: &mut Snapshot<'a>,
+    commands: &mut Vec<Command>,
+) {
+    planned.sort_by_key(|m| (m.metadata.created, m.metadata.uid));
+    let budget = state.migrations_per_host();
+    let mut busy: BTreeMap<HostId, usize> = BTreeMap::new();
+    for migration in planned {
+        let Some(vm) = state.vm(migration.spec.vm) else { continue };
+        let Some(from) = vm.status.host else { continue };
+        let runs = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused);
+        if !runs || vm.spec.power == Power::Stopped {
+            continue;
+        }
+        let free = |busy: &BTreeMap<HostId, usize>, host: HostId| {
+            state.migrations_on(host) + busy.get(&host).copied().unwrap_or(0) < budget
+        };
+        let uid = migration.metadata.uid;
+        let mut wait = |reason: &str, message: String| {
+            if migration.status.reason != reason || migration.status.message != message {
+                let event = MigrationEvent::Wait { reason: reason.to_owned(), message };
+                commands.push(Command::Migrate { migration: uid, event });
+            }
+        };
+        if !matches!(observed.sight(state, from), Sight::Seen(_)) {
+            wait("SourceDown", "the host it runs on is not up".to_owned());
+            continue;
+        }
+        if !free(&busy, from) {
+            wait("Budget", format!("the host it runs on is in {budget} migrations already"));
+            continue;
+        }
+        // A destination whose budget is spent is left out, as if it were the source: it will be free later.
+        let moving = Move { from, to: migration.spec.to.as_ref() };
+        let request = Request::migrate(vm, moving);
+        let mut open = snapshot.clone();
+        open.hosts.retain(|row| free(&busy, row.host.metadata.uid));
+        let Some(host) = place(&open, &request).host() else {
+            let decision = place(snapshot, &request);
+            match decision.host() {
+                Some(_) => wait("Budget", format!("every host that fits is in {budget} migrations already")),
+                None => wait(&decision.reason(), decision.explain()),
+            }
+            continue;
+        };
+        snapshot.take(host, &request);
+        *busy.entry(from).or_default() += 1;
+        *busy.entry(host).or_default() += 1;
+        let event = MigrationEvent::Reserve {
+            host,
+            vm_generation: vm.metadata.generation,
+            vm_incarnation: vm.status.incarnation,
+        };
+        commands.push(Command::Migrate { migration: uid, event });
+    }
+}
