@@ -72,7 +72,8 @@ async fn lead_term(node: &Node, term: u64) {
         }
         tokio::time::sleep(LOOK_PAUSE).await;
         let now = Instant::now();
-        let wake_at = proposals.next_retry(now).unwrap_or(now + WAKE_AT_LEAST_EVERY).min(now + WAKE_AT_LEAST_EVERY);
+        let wake_at =
+            proposals.next_retry(now).unwrap_or(now + WAKE_AT_LEAST_EVERY).min(now + WAKE_AT_LEAST_EVERY);
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
             changed = reports.changed() => if changed.is_err() { return },
@@ -119,7 +120,12 @@ impl Proposals {
         Some(key)
     }
 
-    fn settle(&mut self, key: String, result: &Result<Result<Outcome, Rejected>, ProposeError>, now: Instant) {
+    fn settle(
+        &mut self,
+        key: String,
+        result: &Result<Result<Outcome, Rejected>, ProposeError>,
+        now: Instant,
+    ) {
         self.in_flight -= 1;
         let standing = self.known.remove(&key);
         match result {

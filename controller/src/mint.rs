@@ -14,7 +14,8 @@ const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the kernel's random source works on every system a controller runs on");
+    getrandom::fill(&mut bytes)
+        .expect("the kernel's random source works on every system a controller runs on");
     bytes
 }
 

@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use crate::Config;
 use crate::api::{Api, keep_blobs};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
 use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason};
-use crate::session::{Gate, close_absent};
-use crate::Config;
+use crate::session::Gate;
 
 /// How often a quiet connection is tried, and how long its answer may take: a client or agent whose host lost its
 /// power must not hold its streams for ever.
@@ -108,7 +108,8 @@ impl Controller {
         config.validate().map_err(RunError::Config)?;
         let address = config.api_listen;
         // First of all: a port in use must leave no trace on disk.
-        let listener = TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })?;
         let data_dir = config.data_dir.clone();
         let blobs = tokio::task::spawn_blocking(move || BlobStore::open(&data_dir)).await;
         let blobs = blobs.map_err(|error| RunError::Blobs(error.to_string()))??;
@@ -117,7 +118,6 @@ impl Controller {
         let node = Arc::new(Node::new(config, replica, blobs));
         let mut loops = JoinSet::new();
         loops.spawn(drive(Arc::clone(&node)));
-        loops.spawn(close_absent(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));
         let served = CancellationToken::new();
         let server = tokio::spawn(serve(Arc::clone(&node), listener, served.clone()));

@@ -40,7 +40,9 @@ pub(super) async fn upload(node: &Node, mut chunks: Streaming<v1::BlobChunk>) ->
     let mut writing = node.blobs.write().await;
     loop {
         let next = tokio::time::timeout(SILENCE_MAX, chunks.message()).await;
-        match next.map_err(|_| Fault::new(ErrorCode::Deadline, "the sender fell silent; nothing was stored"))? {
+        match next
+            .map_err(|_| Fault::new(ErrorCode::Deadline, "the sender fell silent; nothing was stored"))?
+        {
             Ok(Some(chunk)) => {
                 if !writing.push(chunk.data).await {
                     break;
@@ -95,10 +97,13 @@ pub(super) async fn ensure_stored(node: &Node, spec: &ImageSpec) -> Result<(), F
     let digest: Digest = spec.sha256.parse()?;
     let controllers = node.controllers();
     let asked = join_all(controllers.iter().map(|controller| size_at(node, controller, &digest))).await;
-    let (mut have, lack): (Vec<_>, Vec<_>) = controllers.iter().zip(asked).partition(|(_, size)| size.is_some());
+    let (mut have, lack): (Vec<_>, Vec<_>) =
+        controllers.iter().zip(asked).partition(|(_, size)| size.is_some());
     let Some(size_bytes) = have.iter().find_map(|(_, size)| *size) else {
         let problem = format!("no controller that answers has the bytes of {digest}");
-        return Err(Invalid::new("spec.sha256", problem, "the hash of bytes that were uploaded before").into());
+        return Err(
+            Invalid::new("spec.sha256", problem, "the hash of bytes that were uploaded before").into()
+        );
     };
     if size_bytes != spec.size_bytes {
         let problem = format!("{} is not the length of these bytes", spec.size_bytes);
@@ -203,7 +208,9 @@ async fn keep_once(node: &Node) {
         }
     }
     match node.blobs.collect(&named, UNNAMED_GRACE) {
-        Ok(gone) => gone.iter().for_each(|digest| tracing::info!(sha256 = %digest, "dropped an unnamed blob")),
+        Ok(gone) => {
+            gone.iter().for_each(|digest| tracing::info!(sha256 = %digest, "dropped an unnamed blob"))
+        }
         Err(error) => tracing::warn!(%error, "could not drop unnamed blobs"),
     }
 }
@@ -215,7 +222,9 @@ fn info(blob: Blob) -> v1::BlobInfo {
 fn blob_fault(error: BlobError) -> Fault {
     let code = match &error {
         BlobError::DiskFull { .. } => ErrorCode::NoCapacity,
-        BlobError::TooLarge { .. } | BlobError::Empty | BlobError::Mismatch { .. } => ErrorCode::InvalidArgument,
+        BlobError::TooLarge { .. } | BlobError::Empty | BlobError::Mismatch { .. } => {
+            ErrorCode::InvalidArgument
+        }
         BlobError::Absent(_) => ErrorCode::NotFound,
         BlobError::Io { .. } => ErrorCode::Internal,
     };

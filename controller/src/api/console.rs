@@ -37,7 +37,8 @@ pub(super) async fn open(
     let first = call.within(async { Ok(client.message().await?) }).await?;
     let first = first.ok_or_else(|| cut_short("it named a VM"))?;
     let ask = first.open.clone();
-    let ask = ask.ok_or_else(|| Invalid::new("open", "is missing in the first chunk", "the VM and the mode"))?;
+    let ask =
+        ask.ok_or_else(|| Invalid::new("open", "is missing in the first chunk", "the VM and the mode"))?;
     let mut leadership = node.replica.leadership();
     // No leader within the wait is told below, by whoever is asked for one.
     let _ = tokio::time::timeout(LEADER_WAIT, leadership.wait_for(|now| now.leader.is_some())).await;
@@ -85,7 +86,8 @@ async fn connect(
         return Err(Fault::new(ErrorCode::Unavailable, message));
     }
     let dialled = tokio::time::timeout(DIAL_TIMEOUT, dialled.dialled()).await;
-    let no_dial = || Fault::new(ErrorCode::Unavailable, format!("the agent of host {host_name} did not dial back"));
+    let no_dial =
+        || Fault::new(ErrorCode::Unavailable, format!("the agent of host {host_name} did not dial back"));
     let dialled = dialled.ok().flatten().ok_or_else(no_dial)?;
     if !dialled.error.is_empty() {
         return Err(Fault::new(ErrorCode::WrongState, dialled.error));

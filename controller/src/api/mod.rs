@@ -123,10 +123,7 @@ impl Fleet for Api {
     }
 
     #[tracing::instrument(skip_all, fields(after = request.get_ref().after_revision))]
-    async fn watch(
-        &self,
-        request: Request<v1::WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let call = Call::of(&request, CALL_DEADLINE);
         let events = watch::watch(Arc::clone(&self.node), call, request.into_inner()).await?;
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))

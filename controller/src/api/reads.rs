@@ -58,18 +58,13 @@ pub(super) fn get(node: &Node, state: &State, request: &v1::GetRequest) -> Resul
 }
 
 /// `List`, of that state.
-pub(super) fn list(
-    node: &Node,
-    state: &State,
-    request: &v1::ListRequest,
-) -> Result<v1::ListResponse, Fault> {
+pub(super) fn list(node: &Node, state: &State, request: &v1::ListRequest) -> Result<v1::ListResponse, Fault> {
     let kind = read(request.kind, "kind")?;
     let limit = match usize::try_from(request.limit) {
         Ok(asked @ 1..=PAGE_MAX) => asked,
         _ => PAGE_MAX,
     };
-    let mut answer =
-        v1::ListResponse { revision: state.revision().0, objects: Vec::new(), more: false };
+    let mut answer = v1::ListResponse { revision: state.revision().0, objects: Vec::new(), more: false };
     let mut bytes = 0;
     let after = |object: &Object| object.name().as_str() > request.after.as_str();
     let chosen = |object: &&Arc<Object>| after(object) && carries(object.labels(), &request.labels);

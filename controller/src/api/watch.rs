@@ -156,5 +156,8 @@ fn compacted(error: &Compacted) -> Fault {
 }
 
 fn stopping() -> Fault {
-    Fault::new(ErrorCode::Unavailable, "this controller is stopping; watch from the last revision at another one")
+    Fault::new(
+        ErrorCode::Unavailable,
+        "this controller is stopping; watch from the last revision at another one",
+    )
 }

@@ -239,7 +239,9 @@ fn generated(about: &Name, what: &str) -> Name {
     let tail = if what.is_empty() { mint::suffix() } else { format!("{what}-{}", mint::suffix()) };
     let room = NAME_MAX - tail.len() - 1;
     let head: String = about.as_str().chars().take(room).collect();
-    format!("{head}-{tail}").parse().expect("a name, cut, with letters, digits and dashes behind it, is a name")
+    format!("{head}-{tail}")
+        .parse()
+        .expect("a name, cut, with letters, digits and dashes behind it, is a name")
 }
 
 /// The image whose bytes must be stored before that write may be proposed.

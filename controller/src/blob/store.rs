@@ -75,7 +75,11 @@ impl BlobStore {
     }
 
     /// Removes blobs that are not in `named` and that nobody has wanted for `grace`. Returns what went.
-    pub(crate) fn collect(&self, named: &BTreeSet<Digest>, grace: Duration) -> Result<Vec<Digest>, BlobError> {
+    pub(crate) fn collect(
+        &self,
+        named: &BTreeSet<Digest>,
+        grace: Duration,
+    ) -> Result<Vec<Digest>, BlobError> {
         let now = Instant::now();
         let present = self.digests()?;
         let expired: Vec<_> = {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::desired::DesiredSet;
+use dunlin_model::host::HostPhase;
 use dunlin_model::{ErrorCode, Revision};
 use dunlin_proto::v1::{from_agent, to_agent};
 use dunlin_proto::{Fault, Wire as _, read, v1};
@@ -22,6 +23,7 @@ use crate::fleet::View;
 use crate::mint;
 use crate::node::Node;
 use crate::reconcile::Report;
+use crate::reconcile::desired::is_news;
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -69,7 +71,6 @@ pub(super) async fn attend(
 
 async fn hold(node: &Node, opened: Opened, from_agent: Streaming<v1::FromAgent>, to_agent: &ToAgentSender) {
     tracing::info!("open");
-    node.board.open(opened.term, opened.host, opened.session);
     let welcome = v1::Welcome { session: opened.session, controllers: endpoints(node) };
     let end = if say(to_agent, to_agent::Message::Welcome(welcome)) {
         let mut session = Session::new(node, &opened, from_agent, to_agent);
@@ -158,6 +159,8 @@ impl<'a> Session<'a> {
                     }
                     // A full queue shows in the silence that follows.
                     say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce: mint::nonce() }));
+                    // Some of what a host is told depends on how long it lasts.
+                    self.reported = true;
                 }
             }
             if std::mem::take(&mut self.reported) {
@@ -202,19 +205,18 @@ impl<'a> Session<'a> {
     fn tell_desired(&mut self) -> Result<(), End> {
         let view = self.views.borrow_and_update().clone();
         let host = self.opened.host;
-        match view.host(host).map(|host| host.status.session) {
+        match view.host(host).map(|host| (host.status.session, host.status.phase)) {
             None => {
                 let message = format!("host {host} was removed from the cluster");
                 return Err(End::Dismissed(Fault::new(ErrorCode::Unauthenticated, message)));
             }
-            Some(session) if session != self.opened.session => return Err(End::Dismissed(taken_over())),
+            Some((session, _)) if session != self.opened.session => return Err(End::Dismissed(taken_over())),
+            // Given up although it is held. The agent opens another one, and with it the host is Up again.
+            Some((_, HostPhase::Down)) => return Err(End::Gone("the host counts as down")),
             Some(_) => {}
         }
         let Some(desired) = self.node.board.desired_set(&view, host) else { return Ok(()) };
-        let same = self.told.as_ref().is_some_and(|told| {
-            told.assignments == desired.assignments && told.acts == desired.acts && told.images == desired.images
-        });
-        if same {
+        if self.told.as_ref().is_some_and(|told| !is_news(&view, told, &desired)) {
             return Ok(());
         }
         tracing::debug!(generation = %desired.generation, assignments = desired.assignments.len(), "tells");

@@ -77,7 +77,7 @@ impl Board {
 
     /// What a host should be doing. None while it has not said everything.
     pub(super) fn desired_set(&self, state: &State, host: HostId) -> Option<DesiredSet> {
-        desired_set(state, &self.snapshot(), host)
+        desired_set(state, &self.snapshot(), host, clock::now())
     }
 
     /// Wakes when something is reported.

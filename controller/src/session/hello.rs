@@ -69,7 +69,8 @@ pub(super) async fn admit(
         read(hello.capabilities, "capabilities").map_err(|e| Closed::Refused(e.into()))?;
     let seat = node.sessions.seat(hello.instance, address, to_agent);
     if let Err(rival) = node.sessions.claim(host, &seat).await {
-        let address = rival.address.map_or_else(|| "an unknown address".into(), |address| address.to_string());
+        let address =
+            rival.address.map_or_else(|| "an unknown address".into(), |address| address.to_string());
         let message = format!("another agent with the identity of host {host} is alive at {address}");
         return Err(Closed::Refused(Fault::new(ErrorCode::AlreadyExists, message)));
     }
@@ -111,7 +112,12 @@ async fn open(
         let session = node.replica.read().host(host).map_or(0, |host| host.status.session) + 1;
         let (agent_version, capabilities) = (agent_version.clone(), capabilities.clone());
         let command = Command::OpenSession { host, session, agent_version, capabilities };
+        // Before the state knows it: a host that is Up and has no session here would be given up at once.
+        node.board.open(term, host, session);
         let proposed = node.replica.propose_in_term(term, &command).await;
+        if !matches!(proposed, Ok(Ok(_))) {
+            node.board.close(host, session);
+        }
         match proposed.map_err(|e| carry::propose_fault(&e))? {
             Ok(_) => return Ok(session),
             Err(rejected) if rejected.code == ErrorCode::WrongState && tries < OPEN_TRIES => tries += 1,

@@ -14,7 +14,11 @@ use crate::node::Node;
 /// Longest token, bytes: what is minted has 64.
 const TOKEN_BYTES_MAX: usize = 256;
 
-pub(super) async fn join(node: &Node, call: Call, request: v1::JoinRequest) -> Result<v1::JoinResponse, Fault> {
+pub(super) async fn join(
+    node: &Node,
+    call: Call,
+    request: v1::JoinRequest,
+) -> Result<v1::JoinResponse, Fault> {
     // Refused here already when it makes no sense, wherever the leader is.
     command(request.clone())?;
     let local = |request| commit(node, request);

@@ -64,7 +64,10 @@ impl Tunnels {
     }
 
     /// Takes an agent's dial and gives it what is to flow back.
-    pub(crate) async fn dial(&self, mut from_agent: Streaming<v1::TunnelChunk>) -> Result<ToAgentStream, Fault> {
+    pub(crate) async fn dial(
+        &self,
+        mut from_agent: Streaming<v1::TunnelChunk>,
+    ) -> Result<ToAgentStream, Fault> {
         let first = tokio::time::timeout(FIRST_CHUNK_TIMEOUT, from_agent.message()).await;
         let first = first.map_err(|_| Fault::new(ErrorCode::Deadline, "the first chunk did not come"))??;
         let first = first.ok_or_else(|| Invalid::new("tunnel", "is missing", "a tunnel's name"))?;

@@ -144,7 +144,8 @@ impl FakeAgent {
                     let desired: DesiredSet = read(desired, "desired").unwrap();
                     let now = outcome(&desired, &reported);
                     let gone = reported.keys().filter(|vm| !now.contains_key(vm)).copied().collect();
-                    let changed = now.values().filter(|vm| reported.get(&vm.vm) != Some(vm)).cloned().collect();
+                    let changed =
+                        now.values().filter(|vm| reported.get(&vm.vm) != Some(vm)).cloned().collect();
                     let generation = desired.generation.0;
                     self.seen.lock().unwrap().desired = Some(desired);
                     reported = now;
@@ -169,14 +170,15 @@ impl FakeAgent {
 }
 
 impl Link {
-    pub(crate) async fn report(&self, complete: bool, vms: Vec<ObservedVm>, gone: Vec<VmId>, generation: u64) {
-        let report = v1::Report {
-            complete,
-            vms: vms.to_wire(),
-            gone: gone.to_wire(),
-            acts: Vec::new(),
-            generation,
-        };
+    pub(crate) async fn report(
+        &self,
+        complete: bool,
+        vms: Vec<ObservedVm>,
+        gone: Vec<VmId>,
+        generation: u64,
+    ) {
+        let report =
+            v1::Report { complete, vms: vms.to_wire(), gone: gone.to_wire(), acts: Vec::new(), generation };
         // The controller may have ended the stream; that shows when it is read.
         let _ = self.to.send(v1::FromAgent { message: Some(from_agent::Message::Report(report)) }).await;
     }

@@ -94,13 +94,22 @@ async fn bad_input_is_refused_by_field() {
     check(with(|spec| spec.mem_mib = 1), "spec.mem_mib: 1 is out of range; allowed: ").await;
     check(with(|spec| spec.power = 77), "spec.power: ").await;
     check(
-        with(|spec| spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() })),
+        with(|spec| {
+            spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() })
+        }),
         "spec.vnc.password: ",
     )
     .await;
     check(v1::Object::default(), "object: is missing").await;
-    let host = v1::Host { metadata: Some(v1::Metadata { name: "h".into(), ..v1::Metadata::default() }), ..v1::Host::default() };
-    check(v1::Object { choice: Some(v1::object::Choice::Host(host)) }, "kind: only these are created by hand").await;
+    let host = v1::Host {
+        metadata: Some(v1::Metadata { name: "h".into(), ..v1::Metadata::default() }),
+        ..v1::Host::default()
+    };
+    check(
+        v1::Object { choice: Some(v1::object::Choice::Host(host)) },
+        "kind: only these are created by hand",
+    )
+    .await;
 
     let long = v1::CreateRequest { idempotency_key: "k".repeat(65), ..create(vm("web", Power::Stopped)) };
     assert_eq!(code(client.create(long).await).0, ErrorCode::InvalidArgument);
@@ -111,7 +120,10 @@ async fn bad_input_is_refused_by_field() {
         ..v1::StartTaskRequest::default()
     };
     let (found, message) = code(client.start_task(drain).await);
-    assert_eq!((found, message.as_str()), (ErrorCode::InvalidArgument, "kind: drain is not done to a Vm; allowed: Host"));
+    assert_eq!(
+        (found, message.as_str()),
+        (ErrorCode::InvalidArgument, "kind: drain is not done to a Vm; allowed: Host")
+    );
     let token = v1::CreateTokenRequest { idempotency_key: String::new(), ttl_s: 0 };
     assert_eq!(code(client.create_token(token).await).0, ErrorCode::InvalidArgument);
     assert_eq!(cluster.controller(1).node.replica.read().revision(), before, "nothing was stored");
@@ -191,7 +203,9 @@ async fn secrets_do_not_leave() {
     seen.push(format!("{:?}", client.update(update.clone()).await.unwrap().into_inner()));
     let mut changed = update;
     changed.idempotency_key = key();
-    let Some(v1::object::Choice::Vm(vm)) = &mut changed.object.as_mut().unwrap().choice else { unreachable!() };
+    let Some(v1::object::Choice::Vm(vm)) = &mut changed.object.as_mut().unwrap().choice else {
+        unreachable!()
+    };
     vm.metadata.as_mut().unwrap().revision = 1;
     let refusal = client.update(changed).await.unwrap_err();
     let fault = Fault::from(refusal.clone());
