@@ -52,15 +52,14 @@ pub(super) trait Ask: Clone + Send + Sync + 'static {
 }
 
 macro_rules! ask {
-    ($request:ident, $method:ident, $write:expr $(, $extra:item)*) => {
+    ($request:ident, $method:ident, $write:ident $(, $extra:item)*) => {
         impl Ask for v1::$request {
             fn key(&mut self) -> &mut String {
                 &mut self.idempotency_key
             }
 
             fn write(self, state: &State) -> Result<Write, Fault> {
-                let write: fn(Self, &State) -> Result<Write, Fault> = $write;
-                write(self, state)
+                $write(&self, state)
             }
 
             async fn send(channel: Channel, request: Request<Self>) -> Result<Response<v1::Object>, Status> {
@@ -97,13 +96,13 @@ ask!(StartTaskRequest, start_task, start_task);
 ask!(CancelRequest, cancel, cancel);
 
 /// The one of the kinds that was sent. Each is read by itself, so that a refusal names the field as in YAML.
-fn chosen(object: Option<v1::Object>) -> Result<Choice, Invalid> {
-    let choice = object.and_then(|object| object.choice);
+fn chosen(object: Option<&v1::Object>) -> Result<Choice, Invalid> {
+    let choice = object.and_then(|object| object.choice.clone());
     choice.ok_or_else(|| Invalid::new("object", "is missing", "an object of some kind"))
 }
 
-fn create(request: v1::CreateRequest, state: &State) -> Result<Write, Fault> {
-    match chosen(request.object)? {
+fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
+    match chosen(request.object.as_ref())? {
         Choice::Vm(vm) => Ok(create_vm(vm.try_into()?)),
         Choice::Image(image) => {
             let Image { metadata, spec, .. } = image.try_into()?;
@@ -148,13 +147,13 @@ fn complete_migration(migration: &mut v1::Migration, state: &State) -> Result<()
     Ok(())
 }
 
-fn update(request: v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
+fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
     // Whoever names a uid means that object, even if the name has been given to another since.
     let uid = |kind: Kind, uid: Uuid, name: &Name| match uid {
         uid if uid.is_nil() => find(state, kind, name.as_str()).map(|found| found.uid()),
         uid => Ok(uid),
     };
-    match chosen(request.object)? {
+    match chosen(request.object.as_ref())? {
         Choice::Vm(vm) => {
             let Vm { metadata, spec, .. } = vm.try_into()?;
             let uid = VmId(uid(Kind::Vm, metadata.uid.0, &metadata.name)?);
@@ -177,12 +176,12 @@ fn update(request: v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
     }
 }
 
-fn delete(mut request: v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
+fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     let uid = match find(state, kind, &request.name) {
         Ok(found) => found.uid(),
         // A repeated deletion whose object is gone by now is still the same deletion.
-        Err(fault) => match state.answer(request.key()) {
+        Err(fault) => match state.answer(&request.idempotency_key) {
             Some(answer) if answer.kind == kind => answer.uid,
             _ => return Err(fault),
         },
@@ -198,12 +197,12 @@ fn delete(mut request: v1::DeleteRequest, state: &State) -> Result<Write, Fault>
     }
 }
 
-fn set_power(request: v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
+fn set_power(request: &v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
     let uid = VmId(find(state, Kind::Vm, &request.vm)?.uid());
     Ok(Write::SetPower { uid, power: read(request.power, "power")? })
 }
 
-fn start_task(request: v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
+fn start_task(request: &v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     let act: Act = read(request.act, "act")?;
     let needed = if act == Act::Drain { Kind::Host } else { Kind::Vm };
@@ -220,7 +219,7 @@ fn start_task(request: v1::StartTaskRequest, state: &State) -> Result<Write, Fau
     Ok(Write::CreateTask { uid: TaskId(mint::uuid()), name: task, spec: TaskSpec { act, kind, uid, name } })
 }
 
-fn cancel(request: v1::CancelRequest, state: &State) -> Result<Write, Fault> {
+fn cancel(request: &v1::CancelRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     match kind {
         Kind::Migration => {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Streaming;
 use tracing::Instrument as _;
 
+use super::TO_AGENT_MAX;
 use super::hello::{Closed, Opened, admit};
 use super::join::endpoints;
 use super::seats::ToAgentSender;
@@ -31,6 +32,8 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Least time between two desired sets: changes that come together are told together.
 const DESIRED_PAUSE: Duration = Duration::from_millis(5);
+/// How long a desired set waits for an agent that has not taken in what it was told before.
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a session that is to be redirected waits for the new leader to be known: an election. Then the agent
 /// looks for itself.
 const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
@@ -149,7 +152,10 @@ impl<'a> Session<'a> {
                 }
                 () = until(tell_at) => {
                     tell_at = None;
-                    if let Err(end) = self.tell_desired() {
+                    if self.to_agent.capacity() < TO_AGENT_MAX / 2 {
+                        // Only the newest set counts: it waits for its turn instead of queueing behind older ones.
+                        tell_at = Some(Instant::now() + CROWDED_PAUSE);
+                    } else if let Err(end) = self.tell_desired() {
                         return end;
                     }
                 }

@@ -32,10 +32,10 @@ impl Default for Board {
 }
 
 impl Board {
-    /// A new term begins: what was reported in another one is not believed. Does nothing when it has begun already.
+    /// A new term begins: what was reported in an older one is not believed. Does nothing when it has begun already.
     pub(crate) fn begin(&self, term: u64) {
         let mut reports = self.lock();
-        if reports.term != term {
+        if reports.term < term {
             *reports = Reports { term, observed: Arc::new(Observed::new(clock::now())) };
         }
     }

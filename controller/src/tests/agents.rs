@@ -115,7 +115,7 @@ async fn a_short_absence_does_not_show() {
         match event.object.map(|object| Object::try_from(object).unwrap()) {
             Some(Object::Host(host)) => assert_eq!(host.status.phase, HostPhase::Up),
             Some(Object::Vm(vm)) => {
-                assert_eq!((vm.status.phase, vm.status.incarnation.0), (VmPhase::Running, 1))
+                assert_eq!((vm.status.phase, vm.status.incarnation.0), (VmPhase::Running, 1));
             }
             other => {
                 assert_eq!(other, None);

@@ -95,7 +95,7 @@ async fn bad_input_is_refused_by_field() {
     check(with(|spec| spec.power = 77), "spec.power: ").await;
     check(
         with(|spec| {
-            spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() })
+            spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() });
         }),
         "spec.vnc.password: ",
     )
