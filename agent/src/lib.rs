@@ -1,1 +1,148 @@
-//! Under construction.
+//! The per-host daemon: makes its host what the leader says it should be, and says what it sees.
+//!
+//! ```text
+//!   leader --desired set--> session --> board --look--> workers --verbs--> drivers (the guests themselves)
+//!   leader <----reports---- session <-- board <-------- workers, notices <--------+
+//!                                         ^--- journal: what cannot be seen again
+//! ```
+//! Knows one host. Decides nothing of its own about where a VM runs, and stops nothing when it stops itself: guests
+//! outlive it and are taken over when it comes back. Entry point: [`run`].
+
+mod capabilities;
+mod config;
+mod console;
+mod converge;
+mod durable;
+mod host;
+mod identity;
+mod images;
+mod journal;
+mod line;
+mod network;
+mod sample;
+mod session;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_drivers::simulated::{SimConfig, SimDriver};
+use dunlin_drivers::{DriverError, Hypervisor};
+use thiserror::Error;
+
+pub use config::{Config, Network, SimulatedHost};
+pub use identity::IdentityError;
+pub use journal::JournalError;
+
+use host::Host;
+use line::Line;
+
+/// Time for tasks to let go of what they hold when the agent stops. They are cut off at their next await; only a write
+/// to the disk under way is waited for.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the agent does not run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// No identity, or another agent has it.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// What it has to remember cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A folder of its data folder cannot be used.
+    #[error("{path}: {source}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A driver cannot be opened.
+    #[error("driver: {0}")]
+    Driver(#[source] DriverError),
+    /// The guests that run cannot be taken over.
+    #[error("the guests that run here could not be taken over: {0}")]
+    Takeover(#[source] DriverError),
+    /// Nothing could run a guest.
+    #[error("no driver is enabled: a host needs qemu or test")]
+    NoDriver,
+}
+
+/// Names the folder an error is about.
+trait Folder<T> {
+    fn folder(self, path: PathBuf) -> Result<T, Error>;
+}
+
+impl<T> Folder<T> for std::io::Result<T> {
+    fn folder(self, path: PathBuf) -> Result<T, Error> {
+        self.map_err(|source| Error::Folder { path, source })
+    }
+}
+
+/// Runs the agent of this host until `shutdown` is ready. Joins first, when the host has no identity yet. Guests go on
+/// when it ends, and when it is killed.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let lock = identity::DirLock::take(&config.data_dir)?;
+    let mut drivers: Vec<Arc<dyn Hypervisor>> = Vec::new();
+    if let Some(played) = config.test {
+        let listen = config.address.clone();
+        let sim = SimConfig {
+            cpus: played.cpus,
+            mem_mib: played.mem_mib,
+            listen,
+            ..SimConfig::new(config.data_dir.join("test"))
+        };
+        drivers.push(Arc::new(SimDriver::open(sim).await.map_err(Error::Driver)?));
+    }
+    if drivers.is_empty() {
+        return Err(Error::NoDriver);
+    }
+    run_locked(config, lock, drivers, shutdown).await
+}
+
+/// Runs the agent with drivers that are open already: for tests that make things happen to guests.
+pub async fn run_with(
+    config: Config,
+    drivers: Vec<Arc<dyn Hypervisor>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let lock = identity::DirLock::take(&config.data_dir)?;
+    run_locked(config, lock, drivers, shutdown).await
+}
+
+async fn run_locked(
+    config: Config,
+    lock: identity::DirLock,
+    drivers: Vec<Arc<dyn Hypervisor>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    tokio::pin!(shutdown);
+    let enrolled = tokio::select! {
+        enrolled = identity::enrol(&config) => enrolled?,
+        () = &mut shutdown => return Ok(()),
+    };
+    tracing::info!(host = %enrolled.host, cluster = %enrolled.cluster, "this host");
+    let line = Arc::new(Line::new(enrolled.controllers.iter().chain(&config.controllers).cloned()));
+    let host = Host::open(config, drivers, line, lock).await?;
+    // However this ends, dropped in the middle too, every task ends with it.
+    let _stop = host.stop.clone().drop_guard();
+    let probed = tokio::select! {
+        probed = capabilities::probe(&host) => probed,
+        () = &mut shutdown => return Ok(()),
+    };
+    let ended = tokio::select! {
+        ended = session::attend(Arc::clone(&host), enrolled, probed) => ended.map_err(Error::from),
+        () = shutdown => Ok(()),
+    };
+    host.stop.cancel();
+    host.tasks.close();
+    if tokio::time::timeout(STOP_TIMEOUT, host.tasks.wait()).await.is_err() {
+        tracing::warn!("stopped while something was still being written");
+    }
+    ended
+}

@@ -69,14 +69,14 @@ pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
             .collect(),
         cluster_name: args.cluster,
         init: args.members.iter().map(|member| member.id).collect(),
-        timers: dunlin_controller::Timers::default(),
-        snapshots: dunlin_controller::SnapshotPolicy::default(),
+        timers: dunlin_controller::raft::Timers::default(),
+        snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
     runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
         let stop = on_signal()?;
-        dunlin_controller::run(config, stop)
+        dunlin_controller::run(config, stop.cancelled_owned())
             .await
             .map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
     })
@@ -110,7 +110,9 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
         .build();
     runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
         let stop = on_signal()?;
-        dunlin_agent::run(config, stop).await.map_err(|e| Failure::Local(format!("agent: {}", chain(&e))))
+        dunlin_agent::run(config, stop.cancelled_owned())
+            .await
+            .map_err(|e| Failure::Local(format!("agent: {}", chain(&e))))
     })
 }
 
@@ -127,7 +129,11 @@ fn network((name, kind): &(String, String)) -> Result<(Name, Network), Invalid> 
         None if kind == "user" => Network::User,
         Some(("bridge", interface)) if !interface.is_empty() => Network::Bridge(interface.to_owned()),
         _ => {
-            return Err(Invalid::new("--network", format!("{kind:?} is no kind"), "user or bridge:INTERFACE"));
+            return Err(Invalid::new(
+                "--network",
+                format!("{kind:?} is no kind"),
+                "user or bridge:INTERFACE",
+            ));
         }
     };
     Ok((name.parse()?, network))

@@ -14,7 +14,7 @@ mod placement;
 mod task;
 mod vm;
 
-pub use desired::desired_set;
+pub use desired::{desired_set, is_news};
 pub use observed::{HostView, Observed, Report};
 
 use dunlin_model::Timestamp;

@@ -116,6 +116,11 @@ pub struct Guest {
     pub send: Option<Send>,
     /// Did vCPUs ever run in this process?
     pub ever_ran: bool,
+    /// How often its machine was restarted in this process: by `reset`, or in place of a power-off. Only grows.
+    pub reboots: u32,
+    /// When its vCPUs last began to run, ms since 1970 by this host's clock. With the source's `stopped_at_ms` it
+    /// gives a migration's stand-still, as far as the two clocks agree.
+    pub resumed_at_ms: Option<u64>,
 }
 
 /// What a guest's process does.

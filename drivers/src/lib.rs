@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod domain_xml;
 pub mod error;
 pub mod hypervisor;
+pub mod qemu;
 pub mod simulated;
 
 pub use error::DriverError;

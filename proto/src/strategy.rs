@@ -320,8 +320,8 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn figures() -> impl Strategy<Value = MigrationFigures> {
-    any::<(u64, u64, u64, u64)>().prop_map(|(downtime_ms, total_ms, transferred_bytes, disk_bytes)| {
-        MigrationFigures { downtime_ms, total_ms, transferred_bytes, disk_bytes }
+    any::<[u64; 5]>().prop_map(|[downtime_ms, total_ms, transferred_bytes, disk_bytes, stopped_at_ms]| {
+        MigrationFigures { downtime_ms, total_ms, transferred_bytes, disk_bytes, stopped_at_ms }
     })
 }
 
@@ -504,11 +504,18 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
         words().prop_map(ReceiveState::Failed),
     ];
     let who = (uuid(), name(), incarnation());
-    let seen = (process(), any::<bool>(), of(any::<u32>()), of(words()), of((path(), any::<u64>())));
+    let seen = (
+        process(),
+        any::<bool>(),
+        of(any::<u32>()),
+        of(words()),
+        of((path(), any::<u64>())),
+        of(any::<u64>()),
+    );
     let sides =
         (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
     (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
-        let (process, has_volumes, pid, vnc, saved) = seen;
+        let (process, has_volumes, pid, vnc, saved, resumed_at_ms) = seen;
         ObservedVm {
             vm: dunlin_model::VmId(vm),
             name,
@@ -518,6 +525,7 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
             pid,
             vnc,
             saved,
+            resumed_at_ms,
             receive,
             send,
         }

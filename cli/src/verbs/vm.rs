@@ -4,7 +4,7 @@ use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, Migrat
 use dunlin_model::task::Act;
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{
-    Generation, Kind, Labels, Metadata, MigrationId, Name, Object, Resource, Revision, Timestamp,
+    Generation, Invalid, Kind, Labels, Metadata, MigrationId, Name, Object, Resource, Revision, Timestamp,
 };
 use dunlin_proto::v1;
 
@@ -44,7 +44,9 @@ pub(crate) async fn run(session: &Session, verb: VmVerb) -> Result<(), Failure> 
         VmVerb::Logs { name, follow } => console::log(session, name, follow).await,
         VmVerb::Xml { name } => {
             let vm = fetch(session, &name).await?;
-            output::line(&dunlin_drivers::domain_xml::write(&vm))
+            let text = dunlin_drivers::domain_xml::write(&vm)
+                .map_err(|e| Invalid::new(name, e.to_string(), "a VM that domain XML can say"))?;
+            output::line(&text)
         }
     }
 }

@@ -89,7 +89,7 @@ async fn read(args: &VmCreateArgs) -> Result<(Option<Name>, Labels, VmSpec), Fai
         (_, Some(path)) => {
             let text = bytes(path).await?;
             let options = domain_xml::Options { ignore_unsupported: args.ignore_unsupported };
-            let parsed = domain_xml::parse(&text, &options)
+            let parsed = domain_xml::parse(&text, options)
                 .map_err(|e| Invalid::new(path.display().to_string(), e.to_string(), "libvirt domain XML"))?;
             for ignored in &parsed.ignored {
                 output::remark(&format!("left out: {ignored}"));

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub(super) struct Peer {
     stores: Arc<Mutex<HashMap<u64, u64>>>,
     log: Client,
     other: Client,
+    /// Raised while this controller refuses to talk, so that it is told once and not ten times a second.
+    refused: Arc<AtomicBool>,
 }
 
 impl Network {
@@ -78,8 +81,14 @@ impl Network {
             stores: Arc::clone(&self.stores),
             log: connect(address),
             other: connect(address),
+            refused: Arc::default(),
         });
         peer.clone()
+    }
+
+    /// Controller `id` is about to be added anew: whatever store it has now is its own.
+    pub(super) fn forget(&self, id: u64) {
+        lock(&self.stores).remove(&id);
     }
 
     /// Closes the connections that nobody uses any more.
@@ -131,10 +140,33 @@ impl Peer {
         if known == store {
             return Ok(());
         }
-        Err(AnyError::error(format!(
-            "controller {} came back with an empty store: remove it from the cluster and add it again",
-            self.id
-        )))
+        let text =
+            format!("controller {} has lost its store: remove it from the cluster and add it again", self.id);
+        self.complain(&text);
+        Err(AnyError::error(text))
+    }
+
+    fn complain(&self, reason: &str) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::error!(controller = self.id, reason, "no replication to a controller");
+        }
+    }
+
+    /// What a failed call means to the core: wait before the next try, or try at once, or the other side has stopped.
+    fn failed<E: Error>(&self, status: &Status) -> RPCError<u64, Member, RaftError<u64, E>> {
+        match status.code() {
+            // Refused, reset, timed out while connecting.
+            Code::Unavailable => RPCError::Unreachable(Unreachable::new(status)),
+            // The other side will not talk to us until somebody acts.
+            Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+                self.complain(status.message());
+                RPCError::Unreachable(Unreachable::new(status))
+            }
+            Code::Aborted => {
+                RPCError::RemoteError(RemoteError::new(self.id, RaftError::Fatal(Fatal::Stopped)))
+            }
+            _ => RPCError::Network(NetworkError::new(status)),
+        }
     }
 
     fn header(&self) -> Option<wire::RaftHeader> {
@@ -158,8 +190,9 @@ impl RaftNetwork<Types> for Peer {
             entries: request.entries.iter().map(entry_to_wire).collect(),
         };
         let client = if is_heartbeat { &mut self.other } else { &mut self.log };
-        let response = client.append(message).await.map_err(|status| failed(self.id, &status))?.into_inner();
+        let response = client.append(message).await.map_err(|status| self.failed(&status))?.into_inner();
         self.check_store(response.store).map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
+        self.refused.store(false, Ordering::Relaxed);
         match response.result {
             Some(Answer::Success(_)) => Ok(AppendEntriesResponse::Success),
             Some(Answer::Partial(id)) => {
@@ -187,8 +220,7 @@ impl RaftNetwork<Types> for Peer {
             data: request.data,
             done: request.done,
         };
-        let response =
-            self.other.install_snapshot(message).await.map_err(|status| failed(self.id, &status))?;
+        let response = self.other.install_snapshot(message).await.map_err(|status| self.failed(&status))?;
         match response.into_inner().result {
             Some(Answer::Vote(vote)) => Ok(InstallSnapshotResponse { vote: vote_from_wire(vote) }),
             Some(Answer::Mismatch(_)) => {
@@ -210,8 +242,7 @@ impl RaftNetwork<Types> for Peer {
             vote: Some(vote_to_wire(&request.vote)),
             last_log: request.last_log_id.as_ref().map(log_id_to_wire),
         };
-        let response =
-            self.other.vote(message).await.map_err(|status| failed(self.id, &status))?.into_inner();
+        let response = self.other.vote(message).await.map_err(|status| self.failed(&status))?.into_inner();
         let vote = response.vote.map(vote_from_wire).ok_or_else(|| meaningless(self.id))?;
         Ok(VoteResponse {
             vote,
@@ -222,25 +253,6 @@ impl RaftNetwork<Types> for Peer {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(BACKOFF))
-    }
-}
-
-/// What a failed call means to the core: wait before the next try, or try at once, or the other side has stopped.
-fn failed<E: Error>(target: u64, status: &Status) -> RPCError<u64, Member, RaftError<u64, E>> {
-    match status.code() {
-        // Refused, reset, timed out while connecting; or the other side will not talk to us until somebody acts.
-        Code::Unavailable | Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
-            if status.code() != Code::Unavailable {
-                tracing::error!(
-                    controller = target,
-                    reason = status.message(),
-                    "a controller refuses to talk"
-                );
-            }
-            RPCError::Unreachable(Unreachable::new(status))
-        }
-        Code::Aborted => RPCError::RemoteError(RemoteError::new(target, RaftError::Fatal(Fatal::Stopped))),
-        _ => RPCError::Network(NetworkError::new(status)),
     }
 }
 

@@ -1,6 +1,5 @@
 //! Several replicas in one process, over loopback, with real stores.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,7 +8,7 @@ use dunlin_model::{ClusterId, ControllerId};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::demo_tests::{Cluster, Demo, Put, free_address, until};
+use super::demo_tests::{Cluster, Demo, Put, copy, free_address, until};
 use super::proposer::COMMAND_BYTES_MAX;
 use super::{OpenError, ProposeError, Replica, SnapshotPolicy, StopReason, StoreError};
 
@@ -66,19 +65,6 @@ async fn an_acknowledged_write_is_in_the_files() {
     cluster.stop_all().await;
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for item in std::fs::read_dir(from).unwrap() {
-        let item = item.unwrap();
-        let target = to.join(item.file_name());
-        if item.path().is_dir() {
-            copy(&item.path(), &target);
-        } else {
-            std::fs::copy(item.path(), target).unwrap();
-        }
-    }
-}
-
 /// When the leader goes away another one leads soon, nothing acknowledged is lost, and the old one comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_leads_when_the_leader_goes() {
@@ -110,7 +96,8 @@ async fn another_leads_when_the_leader_goes() {
         let start = Instant::now();
         for writer in writers {
             let error = writer.await.unwrap();
-            assert!(error.is_unknown(), "{error}");
+            // On a busy machine it may have lost its leadership just before.
+            assert!(error.is_unknown() || matches!(error, ProposeError::NotLeader { .. }), "{error}");
         }
         let (next, next_term) = cluster.leader().await;
         cluster.put(&format!("r{round}"), "first").await;
@@ -249,6 +236,38 @@ async fn controllers_come_and_go() {
     let state = cluster.converged().await;
     assert_eq!(state.map.len(), 2);
     assert_eq!(cluster.up[&leader].metrics().members.len(), 2);
+    cluster.stop_all().await;
+}
+
+/// A voter that lost its store has forgotten what it promised: the leader does not fill it up again under its old
+/// name, but takes it back once it was removed and added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_without_its_store_is_not_refilled() {
+    let mut cluster = Cluster::new(3);
+    cluster.start_all().await;
+    let (leader, _) = cluster.leader().await;
+    let wiped = if leader == 3 { 2 } else { 3 };
+    for i in 0..10 {
+        cluster.put(&format!("k{i}"), "v").await;
+    }
+    cluster.converged().await;
+    cluster.stop(wiped).await;
+    std::fs::remove_dir_all(cluster.config(wiped).data_dir).unwrap();
+    cluster.start(wiped).await;
+    cluster.put("meanwhile", "v").await;
+    let contacted = async || cluster.up[&wiped].cluster();
+    until("the wiped controller to be contacted", contacted).await;
+    for _ in 0..20 {
+        cluster.put("meanwhile", "v").await;
+        assert_eq!(cluster.up[&wiped].read().index, 0);
+    }
+    let (leader, _) = cluster.leader().await;
+    let rest: Vec<_> = [1, 2, 3].into_iter().filter(|id| *id != wiped).map(ControllerId).collect();
+    cluster.up[&leader].change_membership(&rest).await.unwrap();
+    let member = cluster.address_of(wiped);
+    cluster.up[&leader].add_learner(ControllerId(wiped), member).await.unwrap();
+    cluster.up[&leader].change_membership(&[1, 2, 3].map(ControllerId)).await.unwrap();
+    assert_eq!(cluster.converged().await.map.len(), 11);
     cluster.stop_all().await;
 }
 

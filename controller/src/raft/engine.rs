@@ -51,9 +51,9 @@ pub(super) trait LogEngine: Send + Sync + 'static {
     /// Removes the records from `first` on, the last one first: a crash leaves no hole.
     fn truncate_from(&self, first: u64) -> Result<(), StoreError>;
 
-    /// Removes records up to and including `last`, the first one first, at most `limit` of them. Returns whether
+    /// Removes records up to and including `last`, the first ones first, at most `limit` of them. Returns whether
     /// there are more.
-    fn purge_to(&self, last: u64, limit: usize) -> Result<bool, StoreError>;
+    fn purge_to(&self, last: u64, limit: u64) -> Result<bool, StoreError>;
 
     /// Writes a named value.
     fn put(&self, key: MetaKey, value: &[u8]) -> Result<(), StoreError>;

@@ -12,6 +12,7 @@ use super::StoreError;
 use super::engine::{LogEngine, MetaKey};
 use super::record;
 use super::types::{DecodeError, Entry, LogId, Vote, log_id_from_wire};
+use super::witness::Seen;
 
 /// Entries decoded at a time while checking: bounds the memory of a start.
 const CHECK_BYTES: usize = 4 << 20;
@@ -52,11 +53,12 @@ pub(super) enum ReadBack {
     Misplaced { index: u64 },
 }
 
-/// Checks the whole store. `applied` is where the snapshot ends.
+/// Checks the whole store. `applied` is where the snapshot ends, `seen` what the witness says.
 pub(super) fn check(
     engine: &dyn LogEngine,
     path: &Path,
     applied: Option<LogId>,
+    seen: Seen,
 ) -> Result<Checked, StoreError> {
     let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), what };
     let unreadable = |name: &str, error: DecodeError| damaged(format!("its {name} is unreadable: {error}"));
@@ -78,10 +80,18 @@ pub(super) fn check(
         return Err(damaged(format!("the log was purged up to {}, but {end}", purged.index)));
     }
     let start = purged.map_or(0, |purged| purged.index + 1);
-    let entries = load(engine, path, start, marks.log_end)?;
+    let written = marks.log_end.max(seen.log_end);
+    let entries = load(engine, path, start, written)?;
     let log_end = entries.last().map_or(start, |last| last.log_id.index + 1);
-    if log_end < marks.log_end {
-        return Err(damaged(format!("the log ends at {log_end}, but was written up to {}", marks.log_end)));
+    if log_end < written {
+        return Err(damaged(format!("the log ends at {log_end}, but was written up to {written}")));
+    }
+    let term = vote.map_or(0, |vote| vote.leader_id.term);
+    if term < seen.term {
+        return Err(damaged(format!(
+            "its last vote is of term {term}, but it has voted in term {}",
+            seen.term
+        )));
     }
     if let Some(committed) = committed
         && committed.index >= log_end

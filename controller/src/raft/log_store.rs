@@ -17,6 +17,7 @@ use super::StoreError;
 use super::engine::{LogEngine, MetaKey};
 use super::log_check::{self, Checked};
 use super::types::{Entry, LogId, StorageError, Types, Vote};
+use super::witness::{Seen, Witness};
 use super::writer::{self, Write};
 
 /// Entries kept in memory: enough that a follower that is keeping up, and `apply`, never touch the disk.
@@ -111,8 +112,15 @@ impl LogStore {
         me: u64,
         applied: Option<LogId>,
     ) -> Result<(Self, oneshot::Receiver<()>), StoreError> {
-        let Checked { vote, committed, purged, entries, log_end } =
-            log_check::check(&*engine, path, applied)?;
+        let opened = Witness::open(path);
+        let (witness, seen) = opened.map_err(|source| StoreError::Io {
+            act: "open the witness of",
+            path: path.to_owned(),
+            source,
+        })?;
+        let checked = log_check::check(&*engine, path, applied, seen)?;
+        let Checked { vote, committed, purged, entries, log_end } = checked;
+        let durable = Seen { log_end, term: vote.map_or(0, |vote| vote.leader_id.term) };
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 vote: vote.map(|vote| step_down(vote, me)),
@@ -131,7 +139,7 @@ impl LogStore {
             }
         }
         shared.written(0);
-        let started = writer::start(Arc::clone(&engine), Arc::clone(&shared), log_end);
+        let started = writer::start(Arc::clone(&engine), Arc::clone(&shared), witness, durable);
         let (writes, closed) = started.map_err(|source| StoreError::Io {
             act: "start the writer of",
             path: path.to_owned(),

@@ -32,6 +32,7 @@ mod snapshot;
 mod state_machine;
 mod types;
 mod watchman;
+mod witness;
 mod writer;
 
 #[cfg(test)]

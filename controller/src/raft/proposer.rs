@@ -94,7 +94,7 @@ pub(super) async fn run<M: Machine>(
                             refuse(&raft, &pending, sequence, &RaftError::APIError(error), &appended);
                         }
                         Err(_) => {
-                            refuse(&raft, &pending, sequence, &RaftError::Fatal(Fatal::Stopped), &appended)
+                            refuse(&raft, &pending, sequence, &RaftError::Fatal(Fatal::Stopped), &appended);
                         }
                     }
                 });

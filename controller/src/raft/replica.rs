@@ -300,6 +300,9 @@ impl<M: Machine> Replica<M> {
     /// Adds a controller that receives the log but does not vote, and waits until it has caught up. Its store must be
     /// empty. Leader only.
     pub async fn add_learner(&self, id: ControllerId, member: Member) -> Result<(), MembershipError> {
+        if !self.metrics().members.contains_key(&id) {
+            self.inner.network.forget(id.0);
+        }
         let change = async { self.inner.raft.add_learner(id.0, member, true).await.map(drop) };
         self.change(change).await
     }

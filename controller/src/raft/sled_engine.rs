@@ -24,6 +24,9 @@ const CHUNK_BYTES: usize = 60 << 10;
 /// sled's page cache. The log is read back only by a follower that lags behind the log store's own cache.
 const CACHE_BYTES: u64 = 32 << 20;
 
+/// Entries cut off the end of the log in one batch.
+const TRUNCATE_BATCH: u64 = 256;
+
 /// How often sled writes its buffers by itself, in milliseconds. Only for what was not asked to be durable.
 const IDLE_FLUSH_MS: u64 = 500;
 
@@ -61,16 +64,13 @@ impl SledEngine {
             .ok_or_else(|| self.damaged(format!("the log has a key of {} bytes", key.len())))
     }
 
-    fn remove(&self, numbers: impl Iterator<Item = u64>) -> Result<(), StoreError> {
-        for number in numbers {
-            // Tail chunks before the head and all at once: no half record is ever seen.
-            let mut batch = sled::Batch::default();
-            for key in self.log.scan_prefix(number.to_be_bytes()).keys() {
-                batch.remove(key.map_err(|error| engine_error("scan the log", &error))?);
-            }
-            self.log.apply_batch(batch).map_err(|error| engine_error("remove from the log", &error))?;
+    /// Removes records and their chunks, all at once.
+    fn remove(&self, numbers: Range<u64>) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for key in self.log.range(numbers.start.to_be_bytes()..numbers.end.to_be_bytes()).keys() {
+            batch.remove(key.map_err(|error| engine_error("scan the log", &error))?);
         }
-        Ok(())
+        self.log.apply_batch(batch).map_err(|error| engine_error("remove from the log", &error))
     }
 }
 
@@ -124,17 +124,25 @@ impl LogEngine for SledEngine {
     }
 
     fn truncate_from(&self, first: u64) -> Result<(), StoreError> {
-        match self.bounds()? {
-            Some((_, last)) => self.remove((first..=last).rev()),
-            None => Ok(()),
+        let Some((_, last)) = self.bounds()? else { return Ok(()) };
+        // From the end, one batch after the other: a crash between them leaves no hole.
+        let mut end = last + 1;
+        while end > first {
+            let start = end.saturating_sub(TRUNCATE_BATCH).max(first);
+            self.remove(start..end)?;
+            end = start;
         }
+        Ok(())
     }
 
-    fn purge_to(&self, last: u64, limit: usize) -> Result<bool, StoreError> {
+    fn purge_to(&self, last: u64, limit: u64) -> Result<bool, StoreError> {
         let Some((first, _)) = self.bounds()? else { return Ok(false) };
         let end = last.saturating_add(1);
-        self.remove((first..end).take(limit))?;
-        Ok(first.saturating_add(limit as u64) < end)
+        let slice_end = first.saturating_add(limit).min(end);
+        if first < slice_end {
+            self.remove(first..slice_end)?;
+        }
+        Ok(slice_end < end && self.bounds()?.is_some_and(|(first, _)| first < end))
     }
 
     fn put(&self, key: MetaKey, value: &[u8]) -> Result<(), StoreError> {

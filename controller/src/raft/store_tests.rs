@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use dunlin_model::ControllerId;
 use openraft::testing::{StoreBuilder, Suite};
@@ -13,13 +14,14 @@ use openraft::{CommittedLeaderId, EntryPayload, StorageIOError};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::demo_tests::{Demo, Put, free_address, until};
+use super::demo_tests::{Demo, Put, copy, free_address, until};
 use super::engine::{LogEngine, MetaKey, Numbered};
 use super::log_store::LogStore;
 use super::sled_engine::SledEngine;
 use super::snapshot::SnapshotDir;
 use super::state_machine::{Applier, Pending};
 use super::types::{Entry, LogId, Pack, StorageError, Types};
+use super::witness::Seen;
 use super::{Config, Member, OpenError, Replica, SnapshotPolicy, StoreError, log_check, record};
 
 /// The simplest thing that keeps the contract, for as long as it lives.
@@ -58,9 +60,10 @@ impl LogEngine for MemoryEngine {
         self.log().split_off(&first);
         Ok(())
     }
-    fn purge_to(&self, last: u64, limit: usize) -> Result<bool, StoreError> {
+    fn purge_to(&self, last: u64, limit: u64) -> Result<bool, StoreError> {
         let mut log = self.log();
-        let gone: Vec<u64> = log.range(..=last).map(|(number, _)| *number).take(limit).collect();
+        let gone: Vec<u64> =
+            log.range(..=last).map(|(number, _)| *number).take(usize::try_from(limit).unwrap()).collect();
         gone.iter().for_each(|number| drop(log.remove(number)));
         Ok(log.range(..=last).next().is_some())
     }
@@ -199,7 +202,9 @@ fn mark(engine: &MemoryEngine, log_end: u64) {
 /// A torn end that nobody was told about is cut off; every other contradiction is refused by name.
 #[test]
 fn a_damaged_log_is_refused() {
-    let check = |engine: &MemoryEngine, applied| log_check::check(engine, Path::new("/data"), applied);
+    let check = |engine: &MemoryEngine, applied| {
+        log_check::check(engine, Path::new("/data"), applied, Seen::default())
+    };
     let refused = |engine: &MemoryEngine, applied, expected: &str| match check(engine, applied) {
         Err(StoreError::Damaged { what, .. }) => assert!(what.contains(expected), "{what}"),
         Err(other) => panic!("{other}"),
@@ -241,6 +246,14 @@ fn a_damaged_log_is_refused() {
     let engine = ten_entries();
     engine.put(MetaKey::Vote, b"garbage").unwrap();
     refused(&engine, None, "its vote is unreadable");
+
+    // An engine that went back to an older state is consistent in itself; only the witness knows better.
+    let engine = ten_entries();
+    let seen =
+        |log_end, term| log_check::check(&engine, Path::new("/data"), None, Seen { log_end, term }).map(drop);
+    assert!(seen(10, 0).is_ok());
+    assert!(seen(11, 0).unwrap_err().to_string().contains("the log ends at 10, but was written up to 11"));
+    assert!(seen(10, 3).unwrap_err().to_string().contains("but it has voted in term 3"));
 
     // Purged entries need a snapshot, and may still be lying about.
     let engine = ten_entries();
@@ -304,14 +317,42 @@ async fn a_damaged_directory_is_refused() {
     risen.shutdown().await;
     assert!(!dir.path().join("snapshot/7.tmp").exists());
 
-    // The database file overwritten in its middle, then gone.
-    let database = dir.path().join("log/db");
-    let file = OpenOptions::new().write(true).open(&database).unwrap();
-    file.write_all_at(&[0xA5; 4096], 2048).unwrap();
-    let what = refusal(&config).await;
-    println!("garbled database: {what}");
     fs::remove_dir_all(dir.path().join("log")).unwrap();
     assert!(refusal(&config).await.contains("but the store is empty"));
+}
+
+/// Wherever its database is garbled, a store is refused or has everything that was acknowledged: it never comes up
+/// with less.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_garbled_database_never_forgets() {
+    let dir = TempDir::new().unwrap();
+    let used = used_store(&dir.path().join("used")).await;
+    let length = fs::metadata(used.data_dir.join("log/db")).unwrap().len();
+    let (mut refused, mut whole) = (0, 0);
+    for block in 0..24 {
+        let mut config = used.clone();
+        config.data_dir = dir.path().join(block.to_string());
+        copy(&used.data_dir, &config.data_dir);
+        let file = OpenOptions::new().write(true).open(config.data_dir.join("log/db")).unwrap();
+        file.write_all_at(&[0xA5; 2048], length * block / 24).unwrap();
+        match Replica::open(config, Demo::default()).await {
+            Err(_) => refused += 1,
+            Ok(risen) => {
+                let all = until("everything or the end", async || {
+                    let stopped = tokio::time::timeout(Duration::ZERO, risen.stopped()).await.is_ok();
+                    (stopped || risen.read().index == 60).then(|| risen.read().index == 60)
+                });
+                if all.await {
+                    whole += 1
+                } else {
+                    refused += 1
+                }
+                risen.shutdown().await;
+            }
+        }
+    }
+    println!("{refused} refused, {whole} whole, of {length} bytes");
+    assert!(refused > 0 && whole > 0, "{refused} refused, {whole} whole");
 }
 
 /// The envelope refuses what is not whole and what is newer, by name.

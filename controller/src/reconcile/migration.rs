@@ -231,6 +231,7 @@ impl<'a> Scene<'a> {
             total_ms: self.now.millis_since(since(self.migration)),
             transferred_bytes: progress.transferred_bytes,
             disk_bytes: progress.disk_bytes,
+            stopped_at_ms: 0,
         }
     }
 

@@ -23,8 +23,7 @@ use super::seats::ToAgentSender;
 use crate::fleet::View;
 use crate::mint;
 use crate::node::Node;
-use crate::reconcile::Report;
-use crate::reconcile::desired::is_news;
+use crate::reconcile::{Report, is_news};
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);

@@ -225,6 +225,7 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
             pid: Some(1),
             vnc: None,
             saved: None,
+            resumed_at_ms: None,
             receive: None,
             send: None,
         };

@@ -13,6 +13,8 @@ mod launch;
 mod receive;
 mod record;
 mod send;
+#[cfg(test)]
+mod storm_tests;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -137,6 +137,9 @@ pub struct MigrationFigures {
     pub transferred_bytes: u64,
     /// Disks sent, bytes.
     pub disk_bytes: u64,
+    /// When the source's vCPUs stopped, ms since 1970 by the source's clock; 0: not known.
+    #[serde(default)]
+    pub stopped_at_ms: u64,
 }
 
 /// Where a destination listens.

@@ -25,6 +25,9 @@ pub struct ObservedVm {
     pub vnc: Option<String>,
     /// Its memory lies in this file, of so many bytes.
     pub saved: Option<(String, u64)>,
+    /// When its vCPUs last began to run, ms since 1970 by the host's clock.
+    #[serde(default)]
+    pub resumed_at_ms: Option<u64>,
     /// Its part as the destination of a migration.
     pub receive: Option<(MigrationId, ReceiveState)>,
     /// Its part as the source of a migration.

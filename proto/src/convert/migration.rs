@@ -39,7 +39,7 @@ choices!([default] MigrationPhase {
 
 choices!(MigrationOutcome { Moved, StayedOnSource, HandedBack, Restarted, Gone });
 
-records!(MigrationFigures { downtime_ms, total_ms, transferred_bytes, disk_bytes });
+records!(MigrationFigures { downtime_ms, total_ms, transferred_bytes, disk_bytes, stopped_at_ms });
 
 records!(Endpoint { memory, disks });
 

@@ -52,7 +52,19 @@ mod observed {
 
     use super::{Invalid, Wire, missing, read, refuse, v1};
 
-    records!(ObservedVm { vm, name, incarnation, process, has_volumes, pid, vnc, saved, receive, send });
+    records!(ObservedVm {
+        vm,
+        name,
+        incarnation,
+        process,
+        has_volumes,
+        pid,
+        vnc,
+        saved,
+        receive,
+        send,
+        resumed_at_ms
+    });
 
     oneofs!(Process in process {
         None "none",

@@ -1,0 +1,130 @@
+//! What is reported of one VM: the guest as its driver sees it, and beside it what only the journal knows. Pure.
+
+use dunlin_drivers::hypervisor::{Guest, Run, Send};
+use dunlin_model::desired::{Assignment, Role, SendStep};
+use dunlin_model::observed::{ActReport, ObservedVm, Process, ReceiveState, SendState};
+use dunlin_model::task::TaskPhase;
+use dunlin_model::{MigrationId, TaskId};
+
+use crate::journal::{ActRecord, Record};
+
+/// The VM as it is to be reported; None when nothing of it is left here and nothing is to become of it here.
+/// `doing` is what the agent is at, when it is bringing it up.
+pub(crate) fn observe(
+    record: &Record,
+    desired: Option<&Assignment>,
+    guest: Option<&Guest>,
+    doing: Option<&str>,
+) -> Option<ObservedVm> {
+    let wanted = desired.is_some_and(|desired| desired.role != Role::Discard);
+    if guest.is_none() && record.is_tombstone() && !wanted {
+        return None;
+    }
+    let ended = record.ended.as_ref().filter(|ended| ended.incarnation >= record.told);
+    let process = match (guest, doing, ended) {
+        (Some(guest), ..) => process_of(guest),
+        (None, Some(doing), _) => Process::Starting { doing: doing.to_owned() },
+        (None, None, Some(ended)) => {
+            Process::Ended { cause: ended.cause, message: ended.message.clone(), ever_ran: ended.ever_ran }
+        }
+        (None, None, None) => Process::None,
+    };
+    let incarnation = match (guest, ended) {
+        (Some(guest), _) => guest.incarnation,
+        (None, Some(ended)) => ended.incarnation,
+        (None, None) => record.told,
+    };
+    Some(ObservedVm {
+        vm: record.vm,
+        name: guest.map_or_else(|| record.name.clone(), |guest| guest.name.clone()),
+        incarnation,
+        process,
+        has_volumes: !record.volumes.is_empty(),
+        pid: guest.and_then(|guest| guest.pid),
+        vnc: guest.and_then(|guest| guest.vnc.clone()),
+        saved: record.saved.as_ref().map(|saved| (saved.file.display().to_string(), saved.size_bytes)),
+        resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
+        receive: receive_of(record, guest),
+        send: guest.and_then(|guest| send_of(record, guest)),
+    })
+}
+
+fn process_of(guest: &Guest) -> Process {
+    match &guest.run {
+        Run::Running => Process::Running,
+        Run::Paused => Process::Paused,
+        Run::Incoming | Run::Arrived => Process::Incoming,
+        Run::Outgoing => Process::Outgoing,
+        Run::Ended(cause, message) => {
+            Process::Ended { cause: *cause, message: message.clone(), ever_ran: guest.ever_ran }
+        }
+    }
+}
+
+fn receive_of(record: &Record, guest: Option<&Guest>) -> Option<(MigrationId, ReceiveState)> {
+    let ended = record.ended.as_ref().filter(|ended| ended.incarnation >= record.told);
+    let told = match record.assignment.as_ref()?.role {
+        Role::Receive { migration, .. } => Some(migration),
+        _ => None,
+    };
+    let started = record.started.and_then(|started| started.receiving);
+    let state = match guest.map(|guest| (&guest.run, &guest.endpoint)) {
+        Some((Run::Incoming, Some(endpoint))) => (started?, ReceiveState::Ready(endpoint.clone())),
+        Some((Run::Incoming, None)) => (started?, ReceiveState::Preparing),
+        Some((Run::Arrived, _)) => (started?, ReceiveState::Arrived),
+        Some((Run::Ended(_, message), _)) => (started?, ReceiveState::Failed(message.clone())),
+        Some(_) => return None,
+        None => match ended.and_then(|ended| Some((ended.receiving?, &ended.message))) {
+            Some((migration, message)) => (migration, ReceiveState::Failed(message.clone())),
+            None => (told?, ReceiveState::Preparing),
+        },
+    };
+    // A process that still waits for a migration that was given up says nothing of the new one.
+    (told.is_none() || told == Some(state.0)).then_some(state)
+}
+
+fn send_of(record: &Record, guest: &Guest) -> Option<(MigrationId, SendState)> {
+    let sending = record.sending.as_ref()?;
+    let step = match record.assignment.as_ref()?.role {
+        Role::Send { migration, step, .. } if migration == sending.migration => Some(step),
+        _ => None,
+    };
+    if let (Some(_), Some(why)) = (step, &sending.failed) {
+        return Some((sending.migration, SendState::Cancelled(why.clone())));
+    }
+    if !sending.begun {
+        return None;
+    }
+    let state = match (guest.send.as_ref()?, step) {
+        (Send::Copying(progress), _) => SendState::Copying(*progress),
+        (Send::AtSwitchover(progress), _) => SendState::AtSwitchover(*progress),
+        (Send::Sent(figures), Some(_)) => SendState::Sent(*figures),
+        // Handed over meanwhile: it is held here, standing still, until the leader has decided.
+        (Send::Cancelled(why), Some(SendStep::Switch)) => match guest.run {
+            Run::Paused | Run::Outgoing => SendState::Holding(why.clone()),
+            _ => return None,
+        },
+        (Send::Cancelled(why), Some(_)) => SendState::Cancelled(why.clone()),
+        (Send::Holding(why), Some(_)) => SendState::Holding(why.clone()),
+        (Send::Sent(_) | Send::Cancelled(_) | Send::Holding(_), None) => return None,
+    };
+    Some((sending.migration, state))
+}
+
+/// An act as it is to be reported.
+pub(crate) fn act_report(task: TaskId, act: &ActRecord) -> ActReport {
+    match &act.ended {
+        Some((phase, message)) => ActReport {
+            task,
+            phase: *phase,
+            progress_percent: if *phase == TaskPhase::Succeeded { 100 } else { 0 },
+            message: message.clone(),
+        },
+        None => ActReport {
+            task,
+            phase: TaskPhase::Running,
+            progress_percent: 0,
+            message: format!("{} is under way", act.act.as_str()),
+        },
+    }
+}

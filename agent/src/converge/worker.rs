@@ -1,0 +1,152 @@
+//! The worker of one VM: looks, decides, does one step, looks again. Ends when there is nothing to do.
+//!
+//! ```text
+//! woken -> Looking --step--> Doing -> Looking        Looking --nothing, nothing to wait for--> (gone)
+//!                  --same step again, or failed--> Waiting --bell or time--> Looking
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::desired::{ActOrder, Assignment, Role};
+use dunlin_model::{TaskId, VmId};
+use tokio::time::Instant;
+
+use super::act::{ActStep, plan_act};
+use super::board::Look;
+use super::plan::{Step, is_stale, plan};
+use crate::host::{Host, now_ms};
+
+/// A step that changed nothing is done again after this: the hypervisor is still at it, and will say when it is not.
+const STALL_RETRY_MS: u64 = 500;
+
+/// First wait after a failure. Most are a busy hypervisor.
+const BACKOFF_MIN_MS: u64 = 100;
+
+/// Longest wait between two tries: a host that is mended should be noticed within seconds.
+const BACKOFF_MAX_MS: u64 = 5000;
+
+/// What a worker does next.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next {
+    /// Journal the assignment before anything is done for it.
+    Accept(Arc<Assignment>),
+    /// One step towards it.
+    Step(Step),
+    /// One step of an act.
+    Act(ActOrder, ActStep),
+    /// Forget acts that are no longer asked for.
+    DropActs(Vec<TaskId>),
+    /// Nothing, unless something changes or this moment comes, ms since 1970.
+    Wait(Option<u64>),
+}
+
+/// Decides. Pure.
+pub(crate) fn decide(look: &Look, now_ms: u64) -> Next {
+    let (record, guest) = (&*look.record, look.guest.as_ref());
+    if let Some(desired) = &look.desired
+        && !is_stale(record, desired, guest)
+        && is_news(look, desired)
+    {
+        return Next::Accept(Arc::clone(desired));
+    }
+    match plan(record, look.desired.as_deref(), guest) {
+        Step::Rest => {}
+        step => return Next::Step(step),
+    }
+    let asked = |task: &TaskId| look.orders.iter().any(|order| order.task == *task);
+    let dropped: Vec<_> = record.acts.keys().filter(|task| look.told && !asked(task)).copied().collect();
+    if !dropped.is_empty() {
+        return Next::DropActs(dropped);
+    }
+    let mut until: Option<u64> = None;
+    for order in &look.orders {
+        match plan_act(record, order, guest, now_ms) {
+            ActStep::Over => {}
+            ActStep::Wait(at) => until = Some(until.map_or(at, |until| until.min(at))),
+            // One act at a time.
+            ActStep::Begin if until.is_some() => {}
+            step => return Next::Act(order.clone(), step),
+        }
+    }
+    Next::Wait(until)
+}
+
+/// Is it not what the record has already? Discard is not recorded: what it undoes must stay known until it is undone.
+fn is_news(look: &Look, desired: &Arc<Assignment>) -> bool {
+    let record = &look.record;
+    match desired.role {
+        Role::Discard => {
+            let something = look.guest.is_some() || !record.is_tombstone();
+            something && record.told < desired.incarnation
+        }
+        _ => record.told < desired.incarnation || record.assignment.as_ref() != Some(&**desired),
+    }
+}
+
+/// How fast the same thing may be tried again.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<(Next, Instant)>,
+    tries: u32,
+}
+
+impl Pace {
+    /// The moment before which `next` is not done, if it was just done.
+    fn hold(&self, next: &Next) -> Option<Instant> {
+        let (last, not_before) = self.last.as_ref()?;
+        (last == next && *not_before > Instant::now()).then_some(*not_before)
+    }
+
+    fn done(&mut self, next: Next) {
+        self.tries = 0;
+        self.last = Some((next, Instant::now() + Duration::from_millis(STALL_RETRY_MS)));
+    }
+
+    fn failed(&mut self, next: Next) {
+        let again = matches!(&self.last, Some((last, _)) if *last == next);
+        self.tries = if again { self.tries.saturating_add(1) } else { 1 };
+        let wait = BACKOFF_MIN_MS.saturating_mul(1 << self.tries.min(16)).min(BACKOFF_MAX_MS);
+        self.last = Some((next, Instant::now() + Duration::from_millis(wait)));
+    }
+
+    /// Times `next` has failed in a row.
+    fn failures(&self, next: &Next) -> u32 {
+        if matches!(&self.last, Some((last, _)) if last == next) { self.tries } else { 0 }
+    }
+}
+
+/// Works on `vm` until there is nothing left to do.
+pub(crate) async fn work(host: Arc<Host>, vm: VmId) {
+    let bell = host.board.bell(vm);
+    let mut pace = Pace::default();
+    loop {
+        host.board.begin_look(vm);
+        let Some(look) = host.board.look(vm) else { return };
+        let next = decide(&look, now_ms());
+        if let Next::Wait(until) = next {
+            host.board.doing(vm, None);
+            let Some(until) = until else {
+                if host.board.leave(vm) {
+                    return;
+                }
+                continue;
+            };
+            let wait = Duration::from_millis(until.saturating_sub(now_ms()));
+            let _ = tokio::time::timeout(wait, bell.notified()).await;
+            continue;
+        }
+        if let Some(not_before) = pace.hold(&next) {
+            let _ = tokio::time::timeout_at(not_before, bell.notified()).await;
+            continue;
+        }
+        let tries = pace.failures(&next);
+        match host.carry_out(vm, &look, &next, tries).await {
+            Ok(()) => pace.done(next),
+            Err(trouble) => {
+                tracing::warn!(%vm, name = %look.record.name, ?next, %trouble, "a step failed and will be tried again");
+                pace.failed(next);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Everything of this host in one place: its drivers, its files, the board, and the tasks at work on it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dunlin_drivers::Hypervisor;
+use dunlin_drivers::hypervisor::Guest;
+use dunlin_model::capabilities::DriverName;
+use dunlin_model::{Name, VmId};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::converge::board::Board;
+use crate::converge::worker::work;
+use crate::identity::DirLock;
+use crate::images::Images;
+use crate::journal::{Journal, Record};
+use crate::line::Line;
+use crate::volumes::Volumes;
+use crate::{Error, Folder};
+
+/// Processes brought up at the same time. Starting is heavy on disk and CPU; more at once only makes each one later.
+const STARTS_MAX: usize = 8;
+
+/// The host.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) config: Config,
+    pub(crate) drivers: BTreeMap<DriverName, Arc<dyn Hypervisor>>,
+    pub(crate) board: Board,
+    pub(crate) journal: Journal,
+    pub(crate) line: Arc<Line>,
+    pub(crate) images: Images,
+    pub(crate) volumes: Volumes,
+    /// Folder of saved memory.
+    pub(crate) saves: PathBuf,
+    pub(crate) starts: Semaphore,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    /// Released when the last task that could still write has ended.
+    _lock: DirLock,
+}
+
+impl Host {
+    /// Reads the journal and takes over every guest that runs.
+    pub(crate) async fn open(
+        config: Config,
+        drivers: Vec<Arc<dyn Hypervisor>>,
+        line: Arc<Line>,
+        lock: DirLock,
+    ) -> Result<Arc<Self>, Error> {
+        let folder = |name: &str| config.data_dir.join(name);
+        let (journal, mut records) = Journal::open(folder("vms"), lock.clone())?;
+        let images = Images::open(folder("images"), Arc::clone(&line)).folder(folder("images"))?;
+        let volumes = Volumes::open(folder("volumes"), lock.clone()).folder(folder("volumes"))?;
+        let saves = folder("saves");
+        std::fs::create_dir_all(&saves).folder(saves.clone())?;
+        adopt_orphans(&volumes, &mut records).folder(folder("volumes"))?;
+        let host = Arc::new(Self {
+            drivers: drivers.into_iter().map(|driver| (driver.name(), driver)).collect(),
+            board: Board::new(records),
+            journal,
+            line,
+            images,
+            volumes,
+            saves,
+            starts: Semaphore::new(STARTS_MAX),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+            _lock: lock,
+        });
+        for driver in host.drivers.values() {
+            // Listens before it lists: what happens in between is heard twice, not missed.
+            host.spawn(listen(Arc::clone(&host), Arc::clone(driver), driver.notices()));
+            let guests = driver.list().await.map_err(Error::Takeover)?;
+            host.board.hear_all(driver.name(), guests);
+        }
+        Ok(host)
+    }
+
+    /// Runs a task that ends with the agent.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Has somebody look at the VM.
+    pub(crate) fn wake(self: &Arc<Self>, vm: VmId) {
+        if self.board.wake(vm) {
+            self.spawn(work(Arc::clone(self), vm));
+        }
+    }
+}
+
+/// A folder of disks without a record: the record was removed by hand. It is reported, so that it can be discarded.
+fn adopt_orphans(volumes: &Volumes, records: &mut Vec<Record>) -> std::io::Result<()> {
+    for vm in volumes.owners()? {
+        if records.iter().any(|record| record.vm == vm) {
+            continue;
+        }
+        // A UUID is a name: it begins with a hex digit and has 36 of hex digits and dashes.
+        let Ok(name) = vm.to_string().parse::<Name>() else { continue };
+        let mut record = Record::new(vm, name.clone());
+        record.volumes.insert(name, volumes.folder_of(vm));
+        records.push(record);
+    }
+    Ok(())
+}
+
+async fn listen(
+    host: Arc<Host>,
+    driver: Arc<dyn Hypervisor>,
+    mut notices: tokio::sync::broadcast::Receiver<dunlin_drivers::Notice>,
+) {
+    loop {
+        match notices.recv().await {
+            Ok(notice) => {
+                let vm = notice.guest.vm;
+                host.board.hear(driver.name(), vm, Some(notice.guest));
+                host.wake(vm);
+            }
+            Err(RecvError::Lagged(_)) => match driver.list().await {
+                Ok(guests) => {
+                    let vms: Vec<VmId> = guests.iter().map(|guest: &Guest| guest.vm).collect();
+                    host.board.hear_all(driver.name(), guests);
+                    vms.into_iter().for_each(|vm| host.wake(vm));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "notices were missed and the guests could not be listed")
+                }
+            },
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// This host's clock, ms since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,140 @@
+//! A session while it lives: reports go up as soon as they are true, desired sets come down and wake the workers.
+
+use std::time::Duration;
+
+use dunlin_model::ErrorCode;
+use dunlin_model::desired::DesiredSet;
+use dunlin_proto::v1::from_agent::Message as Up;
+use dunlin_proto::v1::to_agent::Message as Down;
+use dunlin_proto::{Fault, v1};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::{Agent, End, Opened, fault_of};
+use crate::capabilities;
+use crate::converge::board::{Changes, Sent};
+use crate::sample::{SAMPLE_INTERVAL, measure};
+
+/// VMs in one report: 256 of less than 1 KiB each.
+const REPORT_VMS_MAX: usize = 256;
+
+/// A leader that says nothing for so long hangs: it asks for a sign of life every 2 s.
+const SILENCE_MAX: Duration = Duration::from_secs(7);
+
+/// How often the host is looked over for capabilities that have changed: disks fill up in minutes, not in seconds.
+const CAPABILITIES_INTERVAL: Duration = Duration::from_secs(30);
+
+impl Agent {
+    /// Lives the session until it ends.
+    pub(super) async fn live(&mut self, opened: Opened) -> End {
+        let Opened { outgoing, mut incoming, welcome, endpoint } = opened;
+        self.host.line.replace(&welcome.controllers);
+        if let Err(error) = self.identity.remember(&welcome.controllers) {
+            tracing::warn!(%error, "the list of controllers was not kept");
+        }
+        let mut heard = Instant::now();
+        let uplink = uplink(self, &outgoing);
+        tokio::pin!(uplink);
+        loop {
+            let message = tokio::select! {
+                message = timeout_at(heard + SILENCE_MAX, incoming.message()) => message,
+                end = &mut uplink => return end,
+            };
+            let message = match message {
+                Err(_) => return broken(ErrorCode::Deadline, "the leader fell silent"),
+                Ok(Err(status)) => return End::Broken(status.into()),
+                Ok(Ok(None)) => return broken(ErrorCode::Unavailable, "the leader closed the stream"),
+                Ok(Ok(Some(message))) => message.message,
+            };
+            heard = Instant::now();
+            match message {
+                Some(Down::Desired(set)) => self.take_in(set),
+                Some(Down::Ping(ping)) => {
+                    // When the queue is full, what is in it is the sign of life.
+                    let pong = Up::Pong(v1::Pong { nonce: ping.nonce });
+                    let _ = outgoing.try_send(v1::FromAgent { message: Some(pong) });
+                }
+                Some(Down::OpenTunnel(asked)) => self.tunnels.open(&self.host, endpoint.clone(), asked),
+                Some(Down::Redirect(redirect)) => return End::Redirect(redirect.leader),
+                Some(Down::Goodbye(goodbye)) => return End::Goodbye(fault_of(goodbye)),
+                // A second Welcome, or a message of a newer controller, changes nothing.
+                Some(Down::Welcome(_)) | None => {}
+            }
+        }
+    }
+
+    fn take_in(&self, set: v1::DesiredSet) {
+        let set: DesiredSet = match set.try_into() {
+            Ok(set) => set,
+            Err(refusal) => {
+                tracing::error!(%refusal, "a desired set could not be read and was not taken in");
+                return;
+            }
+        };
+        let generation = set.generation;
+        match self.host.board.take_in(set, self.identity.host) {
+            Ok(vms) => {
+                tracing::debug!(%generation, vms = vms.len(), "a desired set was taken in");
+                vms.into_iter().for_each(|vm| self.host.wake(vm));
+            }
+            Err(refusal) => tracing::error!(%refusal, "a desired set was refused"),
+        }
+    }
+}
+
+/// Sends everything there is, then whatever changes, samples and capabilities.
+async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
+    let host = &agent.host;
+    let mut sent = Sent::default();
+    let mut told = capabilities::look(host, &agent.drivers);
+    let mut samples = interval(SAMPLE_INTERVAL);
+    let mut looks = interval(CAPABILITIES_INTERVAL);
+    samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let closed = || broken(ErrorCode::Unavailable, "the stream to the leader is closed");
+    let mut next = Some(Up::Report(report(host.board.everything(&mut sent), true)));
+    loop {
+        if let Some(message) = next.take()
+            && outgoing.send(v1::FromAgent { message: Some(message) }).await.is_err()
+        {
+            return closed();
+        }
+        next = tokio::select! {
+            () = host.board.changed() => {
+                // Room first, content then: what happens while the line is slow is told as one.
+                let Ok(room) = outgoing.reserve().await else { return closed() };
+                let changes = host.board.changes(&mut sent, REPORT_VMS_MAX);
+                if !(changes.vms.is_empty() && changes.gone.is_empty() && changes.acts.is_empty()) {
+                    room.send(v1::FromAgent { message: Some(Up::Report(report(changes, false))) });
+                }
+                None
+            }
+            _ = samples.tick() => {
+                let samples = measure(host).await;
+                let samples: Vec<v1::Sample> = samples.into_iter().map(Into::into).collect();
+                (!samples.is_empty()).then_some(Up::Samples(v1::Samples { samples }))
+            }
+            _ = looks.tick() => {
+                let now = capabilities::look(host, &agent.drivers);
+                (now != told).then(|| {
+                    told = now.clone();
+                    Up::Capabilities(now.into())
+                })
+            }
+        };
+    }
+}
+
+fn report(changes: Changes, complete: bool) -> v1::Report {
+    v1::Report {
+        complete,
+        vms: changes.vms.into_iter().map(Into::into).collect(),
+        gone: changes.gone.into_iter().map(|vm| vm.to_string()).collect(),
+        acts: changes.acts.into_iter().map(Into::into).collect(),
+        generation: changes.generation.0,
+    }
+}
+
+fn broken(code: ErrorCode, message: &str) -> End {
+    End::Broken(Fault::new(code, message))
+}
