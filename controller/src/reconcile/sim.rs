@@ -248,7 +248,9 @@ impl World {
     fn settle(&mut self) {
         self.calm();
         for _ in 0..CALM_TICKS {
-            if self.quiet > REST_TICKS && self.proposed.is_empty() {
+            // What is under way may be waiting for one of its bounds.
+            let idle = self.state.active_migrations().next().is_none() && self.state.active_tasks().next().is_none();
+            if idle && self.quiet > REST_TICKS && self.proposed.is_empty() {
                 break;
             }
             self.tick(CALM_TICK_MS);
