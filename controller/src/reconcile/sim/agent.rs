@@ -372,6 +372,7 @@ impl Host {
             pid: None,
             vnc: None,
             saved: record.saved.clone(),
+            resumed_at_ms: None,
             receive,
             send,
         }
