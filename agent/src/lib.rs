@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_drivers::qemu::{Qemu, QemuConfig};
 use dunlin_drivers::simulated::{SimConfig, SimDriver};
 use dunlin_drivers::{DriverError, Hypervisor};
 use thiserror::Error;
@@ -89,6 +90,9 @@ impl<T> Folder<T> for std::io::Result<T> {
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let lock = identity::DirLock::take(&config.data_dir)?;
     let mut drivers: Vec<Arc<dyn Hypervisor>> = Vec::new();
+    if config.qemu {
+        drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
+    }
     if let Some(played) = config.test {
         let listen = config.address.clone();
         let sim = SimConfig {
