@@ -166,7 +166,7 @@ async fn follow(log: &Path, chunks: &Chunks) -> std::io::Result<()> {
     while !chunks.is_closed() {
         read_log(log, chunks, &mut at).await?;
         // Only that something was written matters, not what the events say.
-        watch.read(&mut events).await?;
+        let _bytes = watch.read(&mut events).await?;
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ async fn listen(
                     vms.into_iter().for_each(|vm| host.wake(vm));
                 }
                 Err(error) => {
-                    tracing::error!(%error, "notices were missed and the guests could not be listed")
+                    tracing::error!(%error, "notices were missed and the guests could not be listed");
                 }
             },
             Err(RecvError::Closed) => return,

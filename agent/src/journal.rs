@@ -229,7 +229,7 @@ impl Journal {
             records.push(read(&entry.map_err(at)?.path())?);
         }
         let journal = Self { folder, _lock: lock };
-        journal.thin(&mut records)?;
+        journal.thin(&mut records, TOMBSTONES_MAX)?;
         Ok((journal, records))
     }
 
@@ -250,11 +250,11 @@ impl Journal {
         durable::remove(&path).map_err(|source| JournalError::Io { path, source })
     }
 
-    /// Forgets the oldest tombstones above the bound.
-    fn thin(&self, records: &mut Vec<Record>) -> Result<(), JournalError> {
+    /// Forgets the oldest tombstones above `max`.
+    fn thin(&self, records: &mut Vec<Record>, max: usize) -> Result<(), JournalError> {
         records.sort_by_key(|record| (!record.is_tombstone(), record.generation));
         let tombs = records.iter().take_while(|record| record.is_tombstone()).count();
-        for record in records.drain(..tombs.saturating_sub(TOMBSTONES_MAX)) {
+        for record in records.drain(..tombs.saturating_sub(max)) {
             self.forget(record.vm)?;
         }
         Ok(())

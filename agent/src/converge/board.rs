@@ -61,6 +61,8 @@ struct Inner {
     told: bool,
     images: Arc<BTreeMap<Name, ImageSpec>>,
     dirty: BTreeSet<VmId>,
+    /// A desired set was taken in, and the leader has not been told yet.
+    taken_in: bool,
 }
 
 /// See the module docs.
@@ -84,6 +86,15 @@ pub(crate) struct Changes {
     pub(crate) gone: Vec<VmId>,
     pub(crate) acts: Vec<ActReport>,
     pub(crate) generation: Revision,
+    /// A set of that generation was taken in since the last report.
+    pub(crate) taken_in: bool,
+}
+
+impl Changes {
+    /// Nothing that the leader does not know?
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.taken_in && self.vms.is_empty() && self.gone.is_empty() && self.acts.is_empty()
+    }
 }
 
 impl Slot {
@@ -156,6 +167,7 @@ impl Board {
         }
         let first = !std::mem::replace(&mut inner.told, true);
         inner.generation = set.generation;
+        inner.taken_in = true;
         if *inner.images != set.images {
             inner.images = Arc::new(set.images);
         }
@@ -313,10 +325,11 @@ impl Board {
 
     /// Waits until something is to be reported.
     pub(crate) async fn changed(&self) {
-        loop {
-            if !self.lock().dirty.is_empty() {
-                return;
-            }
+        let is_news = || {
+            let inner = self.lock();
+            inner.taken_in || !inner.dirty.is_empty()
+        };
+        while !is_news() {
             self.changed.notified().await;
         }
     }
@@ -335,7 +348,8 @@ impl Board {
     /// What has changed since it was last sent, of at most `max` VMs.
     pub(crate) fn changes(&self, sent: &mut Sent, max: usize) -> Changes {
         let mut inner = self.lock();
-        let mut changes = Changes { generation: inner.generation, ..Changes::default() };
+        let taken_in = std::mem::take(&mut inner.taken_in);
+        let mut changes = Changes { generation: inner.generation, taken_in, ..Changes::default() };
         for _ in 0..max {
             let Some(vm) = inner.dirty.pop_first() else { break };
             let Some(slot) = inner.slots.get(&vm) else { continue };

@@ -104,7 +104,7 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
                 // Room first, content then: what happens while the line is slow is told as one.
                 let Ok(room) = outgoing.reserve().await else { return closed() };
                 let changes = host.board.changes(&mut sent, REPORT_VMS_MAX);
-                if !(changes.vms.is_empty() && changes.gone.is_empty() && changes.acts.is_empty()) {
+                if !changes.is_empty() {
                     room.send(v1::FromAgent { message: Some(Up::Report(report(changes, false))) });
                 }
                 None

@@ -154,8 +154,17 @@ impl World {
         for host in &self.hosts {
             println!("{:?} up {} {} session {:?}", host.id, host.powered, host.agent_up, host.session);
             println!("  {:?}\n  {:?}", host.processes, host.disk);
-            println!("  set {:?}", host.set.as_ref().map(|set| (set.generation, set.assignments.iter().map(|a| (a.vm, a.incarnation, &a.role)).collect::<Vec<_>>())));
-            println!("  view {:?}", self.observed.host(host.id).map(|view| (view.session, view.complete, view.taken, &view.vms)));
+            println!(
+                "  set {:?}",
+                host.set.as_ref().map(|set| (
+                    set.generation,
+                    set.assignments.iter().map(|a| (a.vm, a.incarnation, &a.role)).collect::<Vec<_>>()
+                ))
+            );
+            println!(
+                "  view {:?}",
+                self.observed.host(host.id).map(|view| (view.session, view.complete, view.taken, &view.vms))
+            );
         }
         panic!("seed {}: {why}", self.seed);
     }
@@ -232,7 +241,10 @@ impl World {
                 let first = self.begun.entry((*vm, guest.incarnation)).or_insert(host.id);
                 if *first != host.id {
                     let first = *first;
-                    self.fail(&format!("{vm} incarnation {} was on {first} and is on {}", guest.incarnation, host.id));
+                    self.fail(&format!(
+                        "{vm} incarnation {} was on {first} and is on {}",
+                        guest.incarnation, host.id
+                    ));
                 }
             }
         }
@@ -249,7 +261,8 @@ impl World {
         self.calm();
         for _ in 0..CALM_TICKS {
             // What is under way may be waiting for one of its bounds.
-            let idle = self.state.active_migrations().next().is_none() && self.state.active_tasks().next().is_none();
+            let idle =
+                self.state.active_migrations().next().is_none() && self.state.active_tasks().next().is_none();
             if idle && self.quiet > REST_TICKS && self.proposed.is_empty() {
                 break;
             }
@@ -354,7 +367,8 @@ fn a_vm_never_runs_twice_and_the_fleet_heals() {
     for seed in from..from + count {
         let world = run(seed);
         for migration in world.state.migrations() {
-            let outcome = migration.status.outcome.map_or("none".to_owned(), |outcome| format!("{outcome:?}"));
+            let outcome =
+                migration.status.outcome.map_or("none".to_owned(), |outcome| format!("{outcome:?}"));
             *outcomes.entry(outcome).or_default() += 1;
         }
         for task in world.state.tasks().filter(|task| task.spec.act == Act::Drain) {

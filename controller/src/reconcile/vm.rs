@@ -111,6 +111,10 @@ fn ended(
         // It came up and ended between two reports: saved memory it was restored from is used up.
         news.push(Seen::Running { pid: None, vnc: None });
     }
+    if cause == EndCause::Told && vm.status.task.is_some() && seen.saved.is_none() {
+        // It was ended by its save, whose file the host has yet to tell of: that, or the task's failure, comes next.
+        return news;
+    }
     let off = vm.spec.power == Power::Stopped;
     let message = message.to_owned();
     news.push(match cause {

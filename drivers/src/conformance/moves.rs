@@ -42,6 +42,13 @@ pub(super) const CHECKS: &[Check] = &[
         "destination gone after all arrived: handed back",
         MOVES
     ),
+    check!(
+        parked_there,
+        "pause resume",
+        "a received guest can stand still before it ever runs",
+        MOVES_PAUSED
+    ),
+    check!(parked_back, "adopt_incarnation pause resume", "handed back, it can stand still", MOVES_PAUSED),
     check!(ever_ran, "resume list", "that a received guest ran outlives agent and process", MOVES),
     check!(sent_is_adopted, "list resume", "a new driver of the source does not run what was sent", MOVES),
 ];
@@ -126,6 +133,15 @@ async fn moves(world: &mut World<'_>) -> Checked {
         ensure!(running.run == Run::Running && running.ever_ran, "resumed as {running:?}");
     }
     destination.hear("Running after Arrived", |guest| guest.run == Run::Running && guest.ever_ran).await?;
+    let stopped_at_ms = match sent.send {
+        Some(Send::Sent(figures)) => figures.stopped_at_ms,
+        _ => 0,
+    };
+    let resumed_at_ms = world.guest(1).await?.resumed_at_ms;
+    ensure!(
+        stopped_at_ms > 0 && resumed_at_ms >= Some(stopped_at_ms),
+        "stopped at {stopped_at_ms} ms and resumed at {resumed_at_ms:?}"
+    );
     a.destroy(vm).await?;
     ensure!(world.guest(1).await?.run == Run::Running, "it stopped when the source was destroyed");
     Ok(())
@@ -218,6 +234,32 @@ async fn back_after_arrival(world: &mut World<'_>) -> Checked {
     let ended = ear.hear("Ended", |guest| matches!(guest.run, Run::Ended(..))).await?;
     ensure!(!ended.ever_ran, "it never ran, and its end says it did");
     hand_back(world).await
+}
+
+async fn parked_there(world: &mut World<'_>) -> Checked {
+    to_arrival(world).await?;
+    let (b, vm) = (world.host(1), world.vm());
+    for _ in 0..2 {
+        let guest = b.pause(vm).await?;
+        ensure!(guest.run == Run::Paused && !guest.ever_ran, "parked as {guest:?}");
+    }
+    let guest = b.resume(vm).await?;
+    ensure!(guest.run == Run::Running && guest.ever_ran, "resumed as {guest:?}");
+    Ok(())
+}
+
+async fn parked_back(world: &mut World<'_>) -> Checked {
+    to_arrival(world).await?;
+    world.host(1).destroy(world.vm()).await?;
+    let (a, vm) = (world.host(0), world.vm());
+    a.adopt_incarnation(vm, Incarnation(FIRST.0 + 2)).await?;
+    for _ in 0..2 {
+        let guest = a.pause(vm).await?;
+        ensure!(guest.run == Run::Paused, "handed back to stand still, and is {guest:?}");
+    }
+    let guest = a.resume(vm).await?;
+    ensure!(guest.run == Run::Running, "resumed as {guest:?}");
+    Ok(())
 }
 
 async fn ever_ran(world: &mut World<'_>) -> Checked {

@@ -35,7 +35,7 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a reset may take until the machine can run again: it is done within one turn of QEMU's main loop.
 const RESET_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between attempts where QEMU gives no event to wait for.
-const RETRY_EVERY: Duration = Duration::from_millis(5);
+pub(super) const RETRY_EVERY: Duration = Duration::from_millis(5);
 /// Pause between attempts to reach the monitor of a process that lives.
 pub(super) const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 
@@ -168,6 +168,8 @@ pub(super) struct Owner {
     pub(super) running: bool,
     /// All of an incoming migration is here.
     pub(super) arrived: bool,
+    /// It was received, and is to stand still.
+    pub(super) parked: bool,
     pub(super) resumed_at_ms: Option<u64>,
     pub(super) sending: Option<Sending>,
     pub(super) save: Option<Save>,
@@ -218,7 +220,8 @@ impl Owner {
     /// What the guest looks like from outside.
     pub(super) fn guest(&self) -> Guest {
         let record = &self.record;
-        let send = self.sending.as_ref().map(Sending::shown);
+        let stopped_at_ms = record.outgoing.as_ref().map_or(0, |outgoing| outgoing.stopped_at_ms);
+        let send = self.sending.as_ref().map(|sending| sending.shown(stopped_at_ms));
         let holds = |send: &hypervisor::Send| {
             matches!(
                 send,
@@ -228,8 +231,8 @@ impl Owner {
         let run = match &record.ended {
             Some((cause, message)) => Run::Ended(*cause, message.clone()),
             None if send.as_ref().is_some_and(holds) => Run::Outgoing,
-            None if record.incoming && !record.ever_ran && self.arrived => Run::Arrived,
-            None if record.incoming && !record.ever_ran => Run::Incoming,
+            None if record.incoming && !record.ever_ran && self.arrived && !self.parked => Run::Arrived,
+            None if record.incoming && !record.ever_ran && !self.parked => Run::Incoming,
             // The stop before the switch-over is not somebody's pause.
             None if self.sending.as_ref().is_some_and(Sending::is_under_way) => {
                 let ran = record.outgoing.as_ref().is_some_and(|outgoing| outgoing.was_running);
@@ -327,6 +330,16 @@ impl Owner {
         if self.sending.as_ref().is_some_and(Sending::is_under_way) || self.save.is_some() {
             return Err(Fault::Busy("its memory is being sent or saved".to_owned()));
         }
+        if self.record.incoming && !self.record.ever_ran {
+            self.ready_to_run().await?;
+            self.parked = true;
+        }
+        if self.sending.as_ref().is_some_and(Sending::has_left) {
+            // Handed back, as with `resume`, but to stand still.
+            self.record.outgoing = None;
+            self.store(true).await?;
+            self.clear_sending().await;
+        }
         if self.running {
             self.qmp.run("stop", json!({})).await?;
             self.running = false;
@@ -419,6 +432,7 @@ impl Owner {
             "MIGRATION" if event.data["status"] == "completed" && self.record.incoming => {
                 self.arrived = true;
             }
+            "MIGRATION_PASS" => return self.passed(event.data["pass"].as_u64().unwrap_or(0)).await,
             "MIGRATION" | "JOB_STATUS_CHANGE" | "BLOCK_JOB_READY" | "BLOCK_JOB_ERROR" => {
                 self.advance().await?;
             }

@@ -56,20 +56,30 @@ pub(super) struct Guest {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    Starting { ready_at: u64 },
+    Starting {
+        ready_at: u64,
+    },
     Running,
     Paused,
-    Incoming { migration: MigrationId, ready_at: u64, arrived: bool },
+    Incoming {
+        migration: MigrationId,
+        ready_at: u64,
+        arrived: bool,
+    },
     /// At or past the switch-over.
     Still,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Send {
-    Copying { until: u64 },
+    Copying {
+        until: u64,
+    },
     AtSwitchover,
     /// Told to pass; the bytes are on their way.
-    Passing { until: u64 },
+    Passing {
+        until: u64,
+    },
     Sent,
     /// For an instant the hypervisor lets the guest run, until its driver stops it again.
     Blink,
@@ -125,7 +135,8 @@ impl Host {
             let Some(begun) = record.begun else { continue };
             let closed = record.ended.as_ref().is_some_and(|(ended, ..)| *ended >= begun);
             if !closed && !self.processes.contains_key(vm) {
-                record.ended = Some((begun, EndCause::Died, "its process is gone".to_owned(), record.ever_ran));
+                record.ended =
+                    Some((begun, EndCause::Died, "its process is gone".to_owned(), record.ever_ran));
             }
         }
     }
@@ -206,7 +217,8 @@ impl Host {
     }
 
     fn drop_lower(&mut self, one: &Assignment) {
-        let keep = |guest: &Guest| guest.incarnation == one.incarnation || Some(guest.incarnation) == one.continues;
+        let keep =
+            |guest: &Guest| guest.incarnation == one.incarnation || Some(guest.incarnation) == one.continues;
         if self.processes.get(&one.vm).is_some_and(|guest| !keep(guest)) {
             self.end(one.vm, EndCause::Told, "an older incarnation");
         }
@@ -355,7 +367,9 @@ impl Host {
             None => ended.unwrap_or((record.highest, Process::None)),
         };
         let receive = match guest.map(|guest| &guest.stage) {
-            Some(Stage::Incoming { migration, arrived: true, .. }) => Some((*migration, ReceiveState::Arrived)),
+            Some(Stage::Incoming { migration, arrived: true, .. }) => {
+                Some((*migration, ReceiveState::Arrived))
+            }
             Some(Stage::Incoming { migration, ready_at, .. }) if *ready_at <= now => {
                 Some((*migration, ReceiveState::Ready(Endpoint::default())))
             }
@@ -397,7 +411,11 @@ impl Host {
                 }
                 Report {
                     complete: false,
-                    vms: vms.iter().filter(|(id, vm)| said_vms.get(id) != Some(*vm)).map(|(_, vm)| vm.clone()).collect(),
+                    vms: vms
+                        .iter()
+                        .filter(|(id, vm)| said_vms.get(id) != Some(*vm))
+                        .map(|(_, vm)| vm.clone())
+                        .collect(),
                     gone: said_vms.keys().filter(|id| !vms.contains_key(id)).copied().collect(),
                     acts: acts.values().cloned().collect(),
                     taken,
@@ -411,7 +429,10 @@ impl Host {
 
 impl Guest {
     fn process(&self) -> Process {
-        if matches!(self.send, Some((_, Send::AtSwitchover | Send::Passing { .. } | Send::Sent | Send::Holding | Send::Blink))) {
+        if matches!(
+            self.send,
+            Some((_, Send::AtSwitchover | Send::Passing { .. } | Send::Sent | Send::Holding | Send::Blink))
+        ) {
             return Process::Outgoing;
         }
         match self.stage {

@@ -74,9 +74,9 @@ impl World {
             .iter()
             .enumerate()
             .flat_map(|(index, host)| {
-                host.processes
-                    .iter()
-                    .filter_map(move |(vm, guest)| guest.send.clone().map(|(id, send)| (index, *vm, id, send)))
+                host.processes.iter().filter_map(move |(vm, guest)| {
+                    guest.send.clone().map(|(id, send)| (index, *vm, id, send))
+                })
             })
             .collect();
         for (index, vm, migration, send) in sends {
