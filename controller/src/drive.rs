@@ -13,17 +13,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_state::{Command, Outcome, Rejected};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use crate::fleet::View;
 use crate::node::Node;
 use crate::raft::ProposeError;
-use crate::{clock, found, reconcile};
+use crate::reconcile::{Observed, step};
+use crate::{clock, found};
 
 /// How long the loop may sleep: what only time brings (timeouts of migrations, sweeps) is seen this late at most.
 const WAKE_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two looks: changes that come together are planned together.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
+/// The pause, in times of what the look took: over a large and busy fleet, looking takes a quarter of one CPU at most.
+const PAUSE_PER_LOOK: u32 = 3;
 /// Proposals in flight. One log entry takes some hundreds; what does not fit is planned again when some have settled.
 const IN_FLIGHT_MAX: usize = 512;
 /// After a first refusal; doubled by each further one of the same command.
@@ -64,13 +68,22 @@ async fn lead_term(node: &Node, term: u64) {
     loop {
         let view = views.borrow_and_update().clone();
         reports.mark_unchanged();
-        let commands = reconcile::step(&view, &node.board.snapshot(), clock::now());
+        let began = Instant::now();
+        let commands = match look(view.clone(), node.board.snapshot()).await {
+            Ok(commands) => commands,
+            Err(error) => {
+                tracing::error!(%error, "the reconcilers failed; they will look again");
+                tokio::time::sleep(WAKE_AT_LEAST_EVERY).await;
+                continue;
+            }
+        };
+        let pause = LOOK_PAUSE.max(began.elapsed() * PAUSE_PER_LOOK);
         for command in commands {
             let Some(key) = proposals.admit(&command, Instant::now()) else { continue };
             let replica = node.replica.clone();
             settling.spawn(async move { (key, replica.propose_in_term(term, &command).await) });
         }
-        tokio::time::sleep(LOOK_PAUSE).await;
+        tokio::time::sleep(pause).await;
         let now = Instant::now();
         let wake_at =
             proposals.next_retry(now).unwrap_or(now + WAKE_AT_LEAST_EVERY).min(now + WAKE_AT_LEAST_EVERY);
@@ -86,6 +99,11 @@ async fn lead_term(node: &Node, term: u64) {
             proposals.settle(key, &result, Instant::now());
         }
     }
+}
+
+/// One step, on a thread of its own: over a large fleet it takes milliseconds.
+async fn look(view: View, observed: Arc<Observed>) -> Result<Vec<Command>, JoinError> {
+    tokio::task::spawn_blocking(move || step(&view, &observed, clock::now())).await
 }
 
 /// Did it? A command that is accepted and changes nothing must not be proposed in a circle either.
