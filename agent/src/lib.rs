@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_drivers::qemu::{Qemu, QemuConfig};
 use dunlin_drivers::simulated::{SimConfig, SimDriver};
 use dunlin_drivers::{DriverError, Hypervisor};
 use thiserror::Error;
@@ -98,6 +99,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             ..SimConfig::new(config.data_dir.join("test"))
         };
         drivers.push(Arc::new(SimDriver::open(sim).await.map_err(Error::Driver)?));
+    }
+    if config.qemu {
+        drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
     }
     if drivers.is_empty() {
         return Err(Error::NoDriver);
