@@ -142,16 +142,16 @@ mod tests {
             api_endpoint: api.into(),
             raft_endpoint: "127.0.0.2:7001".into(),
         };
-        let check = |change: fn(&mut Config, &dyn Fn(u64, &str) -> Peer), field: &str| {
-            let mut config = good.clone();
-            change(&mut config, &peer);
+        let check = |config: Config, field: &str| {
             assert_eq!(config.validate().map_err(|e| e.field), Err(field.to_owned()));
         };
-        check(|c, peer| c.peers = vec![peer(1, "http://127.0.0.2:7000")], "peers[0].id");
-        check(|c, peer| c.peers = vec![peer(2, "127.0.0.2:7000")], "peers[0].api_endpoint");
-        check(|c, peer| c.peers = (2..8).map(|id| peer(id, "http://h:1")).collect(), "peers");
-        check(|c, _| c.api_endpoint = "http://:7000".into(), "api_endpoint");
-        check(|c, _| c.init = vec![ControllerId(1), ControllerId(2)], "init");
-        check(|c, peer| (c.peers, c.init) = (vec![peer(2, "http://h:1")], vec![ControllerId(2)]), "init");
+        let with = |peers: Vec<Peer>| Config { peers, ..good.clone() };
+        let init = |init: &[u64]| init.iter().map(|id| ControllerId(*id)).collect();
+        check(with(vec![peer(1, "http://127.0.0.2:7000")]), "peers[0].id");
+        check(with(vec![peer(2, "127.0.0.2:7000")]), "peers[0].api_endpoint");
+        check(with((2..8).map(|id| peer(id, "http://h:1")).collect()), "peers");
+        check(Config { api_endpoint: "http://:7000".into(), ..good.clone() }, "api_endpoint");
+        check(Config { init: init(&[1, 2]), ..good.clone() }, "init");
+        check(Config { init: init(&[2]), ..with(vec![peer(2, "http://h:1")]) }, "init");
     }
 }

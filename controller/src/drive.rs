@@ -88,6 +88,11 @@ async fn lead_term(node: &Node, term: u64) {
     }
 }
 
+/// Did it? A command that is accepted and changes nothing must not be proposed in a circle either.
+fn changed_something(outcome: &Outcome) -> bool {
+    outcome.object.as_ref().is_none_or(|object| object.revision() == outcome.revision)
+}
+
 /// What was proposed: in flight, or refused and waiting.
 #[derive(Debug, Default)]
 struct Proposals {
@@ -129,7 +134,8 @@ impl Proposals {
         self.in_flight -= 1;
         let standing = self.known.remove(&key);
         match result {
-            Ok(Ok(_)) => return,
+            Ok(Ok(outcome)) if changed_something(outcome) => return,
+            Ok(Ok(_)) => tracing::debug!(command = key, "a proposal changed nothing"),
             Ok(Err(rejected)) => tracing::debug!(command = key, %rejected, "a proposal was refused"),
             Err(error) => tracing::debug!(command = key, %error, "a proposal has no outcome"),
         }

@@ -41,6 +41,10 @@ pub(crate) enum Opening {
 /// In a new term: founds the cluster if nobody has, and corrects the controllers' endpoints. Tries until it is done;
 /// the end of the term ends it.
 pub(crate) async fn found(node: &Node, term: u64) {
+    // A controller that leads is a member; until the core says so, there is nothing to write down.
+    while members_now(node).is_empty() {
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
     while let Some(command) = next_step(node) {
         let name = if matches!(command, Command::FoundCluster { .. }) { "founding" } else { "endpoints" };
         let outcome: Result<Result<_, Rejected>, ProposeError> =

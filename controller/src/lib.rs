@@ -32,4 +32,5 @@ mod testing;
 mod tests;
 
 pub use config::{CONTROLLERS_MAX, Config, Peer};
+pub use raft::{SnapshotPolicy, Timers};
 pub use run::{Controller, RunError, run};

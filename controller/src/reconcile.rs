@@ -34,3 +34,6 @@ pub fn step(state: &State, observed: &Observed, now: Timestamp) -> Vec<Command> 
     }
     commands
 }
+
+#[cfg(test)]
+mod sim;

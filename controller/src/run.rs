@@ -20,7 +20,7 @@ use crate::drive::drive;
 use crate::found::{self, Opening};
 use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason};
-use crate::session::{Gate, close_absent};
+use crate::session::Gate;
 
 /// How often a quiet connection is tried, and how long its answer may take: a client or agent whose host lost its
 /// power must not hold its streams for ever.
@@ -118,7 +118,6 @@ impl Controller {
         let node = Arc::new(Node::new(config, replica, blobs));
         let mut loops = JoinSet::new();
         loops.spawn(drive(Arc::clone(&node)));
-        loops.spawn(close_absent(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));
         let served = CancellationToken::new();
         let server = tokio::spawn(serve(Arc::clone(&node), listener, served.clone()));

@@ -52,17 +52,17 @@ pub(super) async fn upload(node: &Node, mut chunks: Streaming<v1::BlobChunk>) ->
             Err(status) => return Err(status.into()),
         }
     }
-    let blob = writing.finish(None).await.map_err(blob_fault)?;
+    let blob = writing.finish(None).await.map_err(|e| blob_fault(&e))?;
     tracing::info!(sha256 = %blob.digest, size_bytes = blob.size_bytes, "stored a blob");
-    Ok(info(blob))
+    Ok(info(&blob))
 }
 
 /// Has this controller it?
 pub(super) fn stat(node: &Node, request: &v1::StatBlobRequest) -> Result<v1::BlobInfo, Fault> {
     let digest: Digest = request.sha256.parse()?;
-    let found = node.blobs.stat(&digest).map_err(blob_fault)?;
+    let found = node.blobs.stat(&digest).map_err(|e| blob_fault(&e))?;
     let absent = v1::BlobInfo { sha256: digest.to_string(), size_bytes: 0, present: false };
-    Ok(found.map_or(absent, info))
+    Ok(found.as_ref().map_or(absent, info))
 }
 
 /// Gives bytes out, from an offset on.
@@ -71,12 +71,12 @@ pub(super) async fn download(
     request: &v1::DownloadBlobRequest,
 ) -> Result<impl Stream<Item = Result<v1::BlobChunk, Fault>> + Send + 'static, Fault> {
     let digest: Digest = request.sha256.parse()?;
-    let size_bytes = node.blobs.stat(&digest).map_err(blob_fault)?.map_or(0, |blob| blob.size_bytes);
+    let size_bytes = node.blobs.stat(&digest).map_err(|e| blob_fault(&e))?.map_or(0, |blob| blob.size_bytes);
     if request.offset > size_bytes {
         let problem = format!("{} is beyond the end", request.offset);
         return Err(Invalid::new("offset", problem, format!("0 to {size_bytes}")).into());
     }
-    let file = node.blobs.read(&digest, request.offset).await.map_err(blob_fault)?;
+    let file = node.blobs.read(&digest, request.offset).await.map_err(|e| blob_fault(&e))?;
     Ok(chunks(file))
 }
 
@@ -156,13 +156,13 @@ async fn pull(node: &Node, endpoint: &str, digest: &Digest) -> Result<(), Fault>
             break;
         }
     }
-    writing.finish(Some(digest.clone())).await.map_err(blob_fault)?;
+    writing.finish(Some(digest.clone())).await.map_err(|e| blob_fault(&e))?;
     tracing::info!(sha256 = %digest, from = endpoint, "pulled a blob");
     Ok(())
 }
 
 async fn push(node: &Node, endpoint: &str, digest: &Digest) -> Result<(), Fault> {
-    let file = node.blobs.read(digest, 0).await.map_err(blob_fault)?;
+    let file = node.blobs.read(digest, 0).await.map_err(|e| blob_fault(&e))?;
     // A file that cannot be read ends the stream early; the receiver then stores it under another hash, which is
     // noticed below and collected there.
     let chunks = futures_util::StreamExt::filter_map(chunks(file), |chunk| async { chunk.ok() });
@@ -209,18 +209,20 @@ async fn keep_once(node: &Node) {
     }
     match node.blobs.collect(&named, UNNAMED_GRACE) {
         Ok(gone) => {
-            gone.iter().for_each(|digest| tracing::info!(sha256 = %digest, "dropped an unnamed blob"))
+            for digest in gone {
+                tracing::info!(sha256 = %digest, "dropped an unnamed blob");
+            }
         }
         Err(error) => tracing::warn!(%error, "could not drop unnamed blobs"),
     }
 }
 
-fn info(blob: Blob) -> v1::BlobInfo {
+fn info(blob: &Blob) -> v1::BlobInfo {
     v1::BlobInfo { sha256: blob.digest.to_string(), size_bytes: blob.size_bytes, present: true }
 }
 
-fn blob_fault(error: BlobError) -> Fault {
-    let code = match &error {
+fn blob_fault(error: &BlobError) -> Fault {
+    let code = match error {
         BlobError::DiskFull { .. } => ErrorCode::NoCapacity,
         BlobError::TooLarge { .. } | BlobError::Empty | BlobError::Mismatch { .. } => {
             ErrorCode::InvalidArgument
@@ -228,6 +230,6 @@ fn blob_fault(error: BlobError) -> Fault {
         BlobError::Absent(_) => ErrorCode::NotFound,
         BlobError::Io { .. } => ErrorCode::Internal,
     };
-    let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+    let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     Fault::new(code, format!("{error}{cause}"))
 }

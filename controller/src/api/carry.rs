@@ -96,7 +96,8 @@ pub(super) async fn view(node: &Node, call: Call, consistency: Consistency) -> R
     }
     let mut leadership = node.replica.leadership();
     loop {
-        let result = call.within(async { node.replica.linearizable().await.map_err(read_fault) }).await;
+        let result =
+            call.within(async { node.replica.linearizable().await.map_err(|e| read_fault(&e)) }).await;
         match result {
             Err(fault) if moved(&fault) && call.left() > RETRY_PAUSE && !node.closing.is_cancelled() => {
                 let _ = tokio::time::timeout(RETRY_PAUSE, leadership.changed()).await;
@@ -106,8 +107,8 @@ pub(super) async fn view(node: &Node, call: Call, consistency: Consistency) -> R
     }
 }
 
-fn read_fault(error: ReadError) -> Fault {
-    let code = match &error {
+fn read_fault(error: &ReadError) -> Fault {
+    let code = match error {
         ReadError::NotLeader { .. } => ErrorCode::NotLeader,
         ReadError::Deadline { .. } | ReadError::Stopped => ErrorCode::Unavailable,
     };

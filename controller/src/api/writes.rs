@@ -3,13 +3,16 @@
 //! Parses, resolves names, and mints what is new; decides nothing. Runs on the leader, against its own state: whether
 //! what was assumed still holds is checked when the command is applied.
 
-use dunlin_model::image::ImageSpec;
+use dunlin_model::cluster::Cluster;
+use dunlin_model::host::{Host, HostSpec};
+use dunlin_model::image::{Image, ImageSpec};
 use dunlin_model::invalid::in_range;
 use dunlin_model::meta::NAME_MAX;
-use dunlin_model::migration::{MigrationCause, MigrationSpec};
+use dunlin_model::migration::{Migration, MigrationCause, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
 use dunlin_model::vm::Vm;
-use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, Object, TaskId, VmId};
+use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, TaskId, VmId};
+use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::{State, Write};
 use tonic::transport::Channel;
@@ -49,15 +52,14 @@ pub(super) trait Ask: Clone + Send + Sync + 'static {
 }
 
 macro_rules! ask {
-    ($request:ident, $method:ident, $write:expr $(, $extra:item)*) => {
+    ($request:ident, $method:ident, $write:ident $(, $extra:item)*) => {
         impl Ask for v1::$request {
             fn key(&mut self) -> &mut String {
                 &mut self.idempotency_key
             }
 
             fn write(self, state: &State) -> Result<Write, Fault> {
-                let write: fn(Self, &State) -> Result<Write, Fault> = $write;
-                write(self, state)
+                $write(&self, state)
             }
 
             async fn send(channel: Channel, request: Request<Self>) -> Result<Response<v1::Object>, Status> {
@@ -77,7 +79,7 @@ ask!(
         self.dry_run
     },
     fn moves_bytes(&self) -> bool {
-        matches!(self.object, Some(v1::Object { choice: Some(v1::object::Choice::Image(_)) }))
+        matches!(self.object, Some(v1::Object { choice: Some(Choice::Image(_)) }))
     }
 );
 ask!(
@@ -93,26 +95,28 @@ ask!(SetPowerRequest, set_power, set_power);
 ask!(StartTaskRequest, start_task, start_task);
 ask!(CancelRequest, cancel, cancel);
 
-fn create(request: v1::CreateRequest, state: &State) -> Result<Write, Fault> {
-    let mut object = request.object.ok_or_else(|| Invalid::new("object", "is missing", "an object"))?;
-    if let Some(v1::object::Choice::Migration(migration)) = &mut object.choice {
-        complete_migration(migration, state)?;
-    }
-    match read::<Object, _>(Some(object), "object").map_err(without_prefix)? {
-        Object::Vm(vm) => Ok(create_vm(vm)),
-        Object::Image(image) => Ok(Write::CreateImage {
-            uid: ImageId(mint::uuid()),
-            name: image.metadata.name,
-            labels: image.metadata.labels,
-            spec: image.spec,
-        }),
-        Object::Migration(migration) => {
-            let spec = MigrationSpec { cause: MigrationCause::User, ..migration.spec };
-            let uid = MigrationId(mint::uuid());
-            Ok(Write::CreateMigration { uid, name: migration.metadata.name, spec })
+/// The one of the kinds that was sent. Each is read by itself, so that a refusal names the field as in YAML.
+fn chosen(object: Option<&v1::Object>) -> Result<Choice, Invalid> {
+    let choice = object.and_then(|object| object.choice.clone());
+    choice.ok_or_else(|| Invalid::new("object", "is missing", "an object of some kind"))
+}
+
+fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
+    match chosen(request.object.as_ref())? {
+        Choice::Vm(vm) => Ok(create_vm(vm.try_into()?)),
+        Choice::Image(image) => {
+            let Image { metadata, spec, .. } = image.try_into()?;
+            let uid = ImageId(mint::uuid());
+            Ok(Write::CreateImage { uid, name: metadata.name, labels: metadata.labels, spec })
         }
-        other => {
-            let problem = format!("a {} is not created by hand", other.kind());
+        Choice::Migration(mut migration) => {
+            complete_migration(&mut migration, state)?;
+            let Migration { metadata, spec, .. } = migration.try_into()?;
+            let spec = MigrationSpec { cause: MigrationCause::User, ..spec };
+            Ok(Write::CreateMigration { uid: MigrationId(mint::uuid()), name: metadata.name, spec })
+        }
+        Choice::Cluster(_) | Choice::Host(_) | Choice::Task(_) | Choice::Event(_) => {
+            let problem = "only these are created by hand; a host joins, a task is started";
             Err(Invalid::new("kind", problem, "Vm, Image or Migration").into())
         }
     }
@@ -143,44 +147,41 @@ fn complete_migration(migration: &mut v1::Migration, state: &State) -> Result<()
     Ok(())
 }
 
-fn update(request: v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
-    let object = read::<Object, _>(request.object, "object").map_err(without_prefix)?;
+fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
     // Whoever names a uid means that object, even if the name has been given to another since.
     let uid = |kind: Kind, uid: Uuid, name: &Name| match uid {
         uid if uid.is_nil() => find(state, kind, name.as_str()).map(|found| found.uid()),
         uid => Ok(uid),
     };
-    match object {
-        Object::Vm(vm) => Ok(Write::UpdateVm {
-            uid: VmId(uid(Kind::Vm, vm.metadata.uid.0, &vm.metadata.name)?),
-            revision: vm.metadata.revision,
-            labels: vm.metadata.labels,
-            spec: vm.spec,
-        }),
-        Object::Host(host) => Ok(Write::UpdateHost {
-            uid: HostId(uid(Kind::Host, host.metadata.uid.0, &host.metadata.name)?),
-            revision: host.metadata.revision,
-            labels: host.metadata.labels,
-            cordoned: host.spec.cordoned,
-        }),
-        Object::Cluster(cluster) => Ok(Write::UpdateCluster {
-            revision: cluster.metadata.revision,
-            labels: cluster.metadata.labels,
-            spec: cluster.spec,
-        }),
-        other => {
-            let problem = format!("a {} cannot be updated", other.kind());
+    match chosen(request.object.as_ref())? {
+        Choice::Vm(vm) => {
+            let Vm { metadata, spec, .. } = vm.try_into()?;
+            let uid = VmId(uid(Kind::Vm, metadata.uid.0, &metadata.name)?);
+            Ok(Write::UpdateVm { uid, revision: metadata.revision, labels: metadata.labels, spec })
+        }
+        Choice::Host(host) => {
+            let Host { metadata, spec, .. } = host.try_into()?;
+            let uid = HostId(uid(Kind::Host, metadata.uid.0, &metadata.name)?);
+            let HostSpec { cordoned } = spec;
+            Ok(Write::UpdateHost { uid, revision: metadata.revision, labels: metadata.labels, cordoned })
+        }
+        Choice::Cluster(cluster) => {
+            let Cluster { metadata, spec, .. } = cluster.try_into()?;
+            Ok(Write::UpdateCluster { revision: metadata.revision, labels: metadata.labels, spec })
+        }
+        Choice::Image(_) | Choice::Migration(_) | Choice::Task(_) | Choice::Event(_) => {
+            let problem = "only these can be updated";
             Err(Invalid::new("kind", problem, "Vm, Host or Cluster").into())
         }
     }
 }
 
-fn delete(mut request: v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
+fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     let uid = match find(state, kind, &request.name) {
         Ok(found) => found.uid(),
         // A repeated deletion whose object is gone by now is still the same deletion.
-        Err(fault) => match state.answer(request.key()) {
+        Err(fault) => match state.answer(&request.idempotency_key) {
             Some(answer) if answer.kind == kind => answer.uid,
             _ => return Err(fault),
         },
@@ -196,12 +197,12 @@ fn delete(mut request: v1::DeleteRequest, state: &State) -> Result<Write, Fault>
     }
 }
 
-fn set_power(request: v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
+fn set_power(request: &v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
     let uid = VmId(find(state, Kind::Vm, &request.vm)?.uid());
     Ok(Write::SetPower { uid, power: read(request.power, "power")? })
 }
 
-fn start_task(request: v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
+fn start_task(request: &v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     let act: Act = read(request.act, "act")?;
     let needed = if act == Act::Drain { Kind::Host } else { Kind::Vm };
@@ -218,7 +219,7 @@ fn start_task(request: v1::StartTaskRequest, state: &State) -> Result<Write, Fau
     Ok(Write::CreateTask { uid: TaskId(mint::uuid()), name: task, spec: TaskSpec { act, kind, uid, name } })
 }
 
-fn cancel(request: v1::CancelRequest, state: &State) -> Result<Write, Fault> {
+fn cancel(request: &v1::CancelRequest, state: &State) -> Result<Write, Fault> {
     let kind = read(request.kind, "kind")?;
     match kind {
         Kind::Migration => {
@@ -240,14 +241,6 @@ fn generated(about: &Name, what: &str) -> Name {
     format!("{head}-{tail}")
         .parse()
         .expect("a name, cut, with letters, digits and dashes behind it, is a name")
-}
-
-/// An object's fields are named as in YAML, without the message around them.
-fn without_prefix(mut invalid: Invalid) -> Invalid {
-    if let Some(inner) = invalid.field.strip_prefix("object.") {
-        invalid.field = inner.to_owned();
-    }
-    invalid
 }
 
 /// The image whose bytes must be stored before that write may be proposed.

@@ -129,8 +129,11 @@ async fn a_lagging_follower_catches_up_by_snapshot() {
         cluster.put(&format!("k{i}"), if i % 20 == 0 { &big } else { "v" }).await;
     }
     let leading = cluster.up[&leader].clone();
-    let purged =
-        until("the log to be purged", async || leading.metrics().purged.filter(|purged| *purged > 40)).await;
+    let purged = until("the log to be purged", async || {
+        leading.snapshot().await;
+        leading.metrics().purged.filter(|purged| *purged > 40)
+    })
+    .await;
     assert!(leading.metrics().snapshot.unwrap() >= purged);
     drop(leading);
 

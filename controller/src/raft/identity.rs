@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::engine::{LogEngine, MetaKey};
 use super::log_store::LogStore;
 use super::{Config, StoreError, record};
+use crate::mint;
 
 /// The layout of the data directory. 1: sled `log` and `meta` trees, snapshot files.
 const FORMAT: u32 = 1;
@@ -62,7 +63,7 @@ impl Identity {
                     file.display()
                 )));
             }
-            None => (blank(config)?, None),
+            None => (blank(config), None),
         };
         let this = Self {
             me: config.id,
@@ -176,16 +177,13 @@ impl Identity {
     }
 }
 
-fn blank(config: &Config) -> Result<wire::StoreIdentity, StoreError> {
-    let store = random().map_err(|source| io_error("draw random bytes for", &config.data_dir, source))?;
-    Ok(wire::StoreIdentity { format: FORMAT, cluster_id: String::new(), controller_id: config.id.0, store })
-}
-
-/// A random number; for names, never for secrets.
-pub(super) fn random() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-    Ok(u64::from_le_bytes(bytes))
+fn blank(config: &Config) -> wire::StoreIdentity {
+    wire::StoreIdentity {
+        format: FORMAT,
+        cluster_id: String::new(),
+        controller_id: config.id.0,
+        store: mint::nonce(),
+    }
 }
 
 /// Refuses a store of another controller, another cluster, or a newer format.

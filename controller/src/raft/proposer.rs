@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dunlin_model::ControllerId;
 use dunlin_proto::v1 as wire;
@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::state_machine::{Pending, Waiter};
 use super::types::{Pack, Raft};
 use super::{Leader, Machine, Member, ProposeError};
+use crate::clock;
 
 /// The longest command, as JSON. A command is a change to one object; a megabyte is no change but a payload.
 pub(super) const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -135,14 +136,14 @@ fn gather<M: Machine>(
             next = proposals.try_recv().ok();
         }
     }
-    let pack =
-        wire::Pack { proposer: pending.proposer, run: pending.run, sequence, time_ms: now_ms(), commands };
+    let pack = wire::Pack {
+        proposer: pending.proposer,
+        run: pending.run,
+        sequence,
+        time_ms: clock::now().0,
+        commands,
+    };
     (pack.encode_to_vec().into(), waiters, left_over)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tells the callers of a pack that it failed, and whether its fate is open.

@@ -10,11 +10,10 @@ use dunlin_model::{ClusterId, ControllerId, Invalid};
 use openraft::ChangeMembers;
 use openraft::error::{ChangeMembershipError, ClientWriteError, InitializeError, RaftError};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use uuid::Uuid;
 
 use super::client::Network;
 use super::engine::LogEngine;
-use super::identity::{self, Identity};
+use super::identity::Identity;
 use super::log_store::LogStore;
 use super::proposer::{self, COMMAND_BYTES_MAX, Proposal, leader_of};
 use super::reads::ReadIndex;
@@ -28,6 +27,7 @@ use super::{
     Config, Leader, Machine, Member, MembershipError, OpenError, ProposeError, ReadError, StopReason,
     StoreError, View, elector,
 };
+use crate::mint;
 
 /// Snapshot bytes in one message.
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
@@ -101,7 +101,14 @@ struct Inner<M: Machine> {
     leadership: watch::Receiver<Leadership>,
     stopped: watch::Receiver<Option<StopReason>>,
     /// What `shutdown` takes.
-    running: Mutex<Option<(Running, oneshot::Receiver<()>)>>,
+    running: Mutex<Option<Closing>>,
+}
+
+/// What has to end before the store is closed.
+struct Closing {
+    server: Running,
+    snapshots: SnapshotDir,
+    log: oneshot::Receiver<()>,
 }
 
 impl<M: Machine> fmt::Debug for Replica<M> {
@@ -116,6 +123,7 @@ struct Store<M: Machine> {
     log: LogStore,
     closed: oneshot::Receiver<()>,
     applier: Applier<M>,
+    snapshots: SnapshotDir,
     pending: Arc<Pending<M>>,
 }
 
@@ -127,13 +135,12 @@ impl<M: Machine> Store<M> {
         std::fs::create_dir_all(dir).map_err(|source| io_error("create", source))?;
         let engine: Arc<dyn LogEngine> = Arc::new(SledEngine::open(&dir.join("log"))?);
         let identity = Arc::new(Identity::open(&*engine, config)?);
-        let run = identity::random().map_err(|source| io_error("draw random bytes for", source))?;
-        let pending = Arc::new(Pending::new(config.id.0, run));
+        let pending = Arc::new(Pending::new(config.id.0, mint::nonce()));
         let snapshots = SnapshotDir::open(dir.join("snapshot"))?;
-        let applier = Applier::open(machine, snapshots, Arc::clone(&pending), identity.text())?;
+        let applier = Applier::open(machine, snapshots.clone(), Arc::clone(&pending), identity.text())?;
         let (log, closed) = LogStore::open(engine, dir, config.id.0, applier.last_applied())?;
         identity.attach(log.clone());
-        Ok(Self { identity, log, closed, applier, pending })
+        Ok(Self { identity, log, closed, applier, snapshots, pending })
     }
 }
 
@@ -146,7 +153,7 @@ impl<M: Machine> Replica<M> {
         let opening = config.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&opening, machine)).await;
         let store = store.map_err(|error| OpenError::Core(error.to_string()))??;
-        let Store { identity, log, closed, applier, pending } = store;
+        let Store { identity, log, closed, applier, snapshots, pending } = store;
         let view = applier.views();
         let bytes_since_snapshot = applier.bytes_since_snapshot();
         let network = Network::new(Arc::clone(&identity));
@@ -174,7 +181,7 @@ impl<M: Machine> Replica<M> {
             period: Duration::from_millis(config.timers.heartbeat_ms),
         };
         tokio::spawn(watchman.run());
-        let running = Mutex::new(Some((running, closed)));
+        let running = Mutex::new(Some(Closing { server: running, snapshots, log: closed }));
         let deadline = config.deadline;
         let inner =
             Inner { raft, deadline, identity, network, reads, proposals, view, leadership, stopped, running };
@@ -191,7 +198,7 @@ impl<M: Machine> Replica<M> {
         if initialized || members.keys().next() != Some(&identity.me) {
             return Ok(());
         }
-        identity.join(ClusterId(Uuid::new_v4())).await.map_err(MembershipError::Refused)?;
+        identity.join(ClusterId(mint::uuid())).await.map_err(MembershipError::Refused)?;
         let members: BTreeMap<u64, Member> =
             members.iter().map(|(id, member)| (id.0, member.clone())).collect();
         match raft.initialize(members).await {
@@ -385,13 +392,15 @@ impl<M: Machine> Replica<M> {
     /// Stops: answers what waits, closes the store. The data directory can be opened again when this returns.
     pub async fn shutdown(&self) {
         let running = self.inner.running.lock().await.take();
-        let Some((running, closed)) = running else { return };
+        let Some(Closing { server, snapshots, log }) = running else { return };
         // The core first: its leader's sockets close only when it can no longer answer on them.
         drop(self.inner.raft.shutdown().await);
         self.inner.network.close();
         self.inner.identity.release();
-        running.stop().await;
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        server.stop().await;
+        // Waits only for a publication that is under way: a rename and two syncs.
+        drop(tokio::task::spawn_blocking(move || snapshots.close()).await);
+        if tokio::time::timeout(CLOSE_TIMEOUT, log).await.is_err() {
             tracing::error!("the store did not close in time");
         }
     }

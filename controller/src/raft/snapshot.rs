@@ -33,13 +33,14 @@ const BUFFER_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct SnapshotDir {
     path: PathBuf,
-    publishing: Arc<Mutex<()>>,
+    /// Held while publishing; true once nothing may be published any more.
+    closed: Arc<Mutex<bool>>,
 }
 
 impl SnapshotDir {
     /// Makes the folder and removes what a crash left half-written.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        let dir = Self { path, publishing: Arc::default() };
+        let dir = Self { path, closed: Arc::default() };
         dir.prepare().map_err(|source| dir.error("prepare", source))?;
         Ok(dir)
     }
@@ -85,9 +86,19 @@ impl SnapshotDir {
         Ok(temporary)
     }
 
-    /// Only one thread may publish at a time.
-    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
-        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Only one thread may publish at a time, and none after `close`.
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, bool>, StoreError> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(self.error("publish a snapshot in", io::Error::other("the store is closed")));
+        }
+        Ok(closed)
+    }
+
+    /// Waits for a publication that is under way and allows no other: a build that outlives its replica must not
+    /// touch a folder that somebody else may have opened by then.
+    pub(super) fn close(&self) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// Makes a complete file the snapshot and removes the older ones. Under `lock`.

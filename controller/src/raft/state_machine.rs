@@ -401,7 +401,7 @@ fn keep(
     meta: &SnapshotMeta,
     current: &Mutex<Option<Kept>>,
 ) -> Result<Kept, StoreError> {
-    let _publishing = snapshots.lock();
+    let _publishing = snapshots.lock()?;
     if let Some(newer) = kept(current).clone().filter(|kept| kept.meta.last_log_id > meta.last_log_id) {
         std::fs::remove_file(temporary).map_err(|source| snapshots.error("clean up", source))?;
         return Ok(newer);

@@ -169,7 +169,7 @@ impl Writer {
                 // The marks go first: a crash in between leaves more entries than marked, never fewer.
                 self.made.log_end = self.made.log_end.min(*first);
                 self.testify()?;
-                self.witness.sync().map_err(witness_error)?;
+                self.witness.sync().map_err(|source| witness_error(&source))?;
                 self.put_marks()?;
                 self.engine.truncate_from(*first)
             }
@@ -198,7 +198,7 @@ impl Writer {
 
     /// Tells the witness. Only what is durable, or about to be less.
     fn testify(&self) -> Result<(), StoreError> {
-        self.witness.write(self.made).map_err(witness_error)
+        self.witness.write(self.made).map_err(|source| witness_error(&source))
     }
 
     fn purge_slice(&mut self) -> Result<(), StoreError> {
@@ -211,6 +211,6 @@ impl Writer {
     }
 }
 
-fn witness_error(source: io::Error) -> StoreError {
+fn witness_error(source: &io::Error) -> StoreError {
     StoreError::Engine { act: "write the witness", cause: source.to_string() }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::desired::DesiredSet;
+use dunlin_model::host::HostPhase;
 use dunlin_model::{ErrorCode, Revision};
 use dunlin_proto::v1::{from_agent, to_agent};
 use dunlin_proto::{Fault, Wire as _, read, v1};
@@ -15,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Streaming;
 use tracing::Instrument as _;
 
+use super::TO_AGENT_MAX;
 use super::hello::{Closed, Opened, admit};
 use super::join::endpoints;
 use super::seats::ToAgentSender;
@@ -29,6 +31,8 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Least time between two desired sets: changes that come together are told together.
 const DESIRED_PAUSE: Duration = Duration::from_millis(5);
+/// How long a desired set waits for an agent that has not taken in what it was told before.
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a session that is to be redirected waits for the new leader to be known: an election. Then the agent
 /// looks for itself.
 const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
@@ -69,7 +73,6 @@ pub(super) async fn attend(
 
 async fn hold(node: &Node, opened: Opened, from_agent: Streaming<v1::FromAgent>, to_agent: &ToAgentSender) {
     tracing::info!("open");
-    node.board.open(opened.term, opened.host, opened.session);
     let welcome = v1::Welcome { session: opened.session, controllers: endpoints(node) };
     let end = if say(to_agent, to_agent::Message::Welcome(welcome)) {
         let mut session = Session::new(node, &opened, from_agent, to_agent);
@@ -148,7 +151,10 @@ impl<'a> Session<'a> {
                 }
                 () = until(tell_at) => {
                     tell_at = None;
-                    if let Err(end) = self.tell_desired() {
+                    if self.to_agent.capacity() < TO_AGENT_MAX / 2 {
+                        // Only the newest set counts: it waits for its turn instead of queueing behind older ones.
+                        tell_at = Some(Instant::now() + CROWDED_PAUSE);
+                    } else if let Err(end) = self.tell_desired() {
                         return end;
                     }
                 }
@@ -158,8 +164,8 @@ impl<'a> Session<'a> {
                     }
                     // A full queue shows in the silence that follows.
                     say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce: mint::nonce() }));
-                    // What a host is to be told may change with time alone.
-                    tell_at = tell_at.or_else(|| Some(Instant::now()));
+                    // Some of what a host is told depends on how long it lasts.
+                    self.reported = true;
                 }
             }
             if std::mem::take(&mut self.reported) {
@@ -204,12 +210,14 @@ impl<'a> Session<'a> {
     fn tell_desired(&mut self) -> Result<(), End> {
         let view = self.views.borrow_and_update().clone();
         let host = self.opened.host;
-        match view.host(host).map(|host| host.status.session) {
+        match view.host(host).map(|host| (host.status.session, host.status.phase)) {
             None => {
                 let message = format!("host {host} was removed from the cluster");
                 return Err(End::Dismissed(Fault::new(ErrorCode::Unauthenticated, message)));
             }
-            Some(session) if session != self.opened.session => return Err(End::Dismissed(taken_over())),
+            Some((session, _)) if session != self.opened.session => return Err(End::Dismissed(taken_over())),
+            // Given up although it is held. The agent opens another one, and with it the host is Up again.
+            Some((_, HostPhase::Down)) => return Err(End::Gone("the host counts as down")),
             Some(_) => {}
         }
         let Some(desired) = self.node.board.desired_set(&view, host) else { return Ok(()) };

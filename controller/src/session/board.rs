@@ -32,10 +32,10 @@ impl Default for Board {
 }
 
 impl Board {
-    /// A new term begins: what was reported in another one is not believed. Does nothing when it has begun already.
+    /// A new term begins: what was reported in an older one is not believed. Does nothing when it has begun already.
     pub(crate) fn begin(&self, term: u64) {
         let mut reports = self.lock();
-        if reports.term != term {
+        if reports.term < term {
             *reports = Reports { term, observed: Arc::new(Observed::new(clock::now())) };
         }
     }
@@ -77,7 +77,7 @@ impl Board {
 
     /// What a host should be doing. None while it has not said everything.
     pub(super) fn desired_set(&self, state: &State, host: HostId) -> Option<DesiredSet> {
-        desired_set(state, &self.snapshot(), host, crate::clock::now())
+        desired_set(state, &self.snapshot(), host, clock::now())
     }
 
     /// Wakes when something is reported.

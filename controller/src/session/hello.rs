@@ -112,7 +112,12 @@ async fn open(
         let session = node.replica.read().host(host).map_or(0, |host| host.status.session) + 1;
         let (agent_version, capabilities) = (agent_version.clone(), capabilities.clone());
         let command = Command::OpenSession { host, session, agent_version, capabilities };
+        // Before the state knows it: a host that is Up and has no session here would be given up at once.
+        node.board.open(term, host, session);
         let proposed = node.replica.propose_in_term(term, &command).await;
+        if !matches!(proposed, Ok(Ok(_))) {
+            node.board.close(host, session);
+        }
         match proposed.map_err(|e| carry::propose_fault(&e))? {
             Ok(_) => return Ok(session),
             Err(rejected) if rejected.code == ErrorCode::WrongState && tries < OPEN_TRIES => tries += 1,

@@ -8,11 +8,10 @@
 //!             reports, capabilities <--> desired sets, pings
 //!             leadership lost, stopping -----> Redirect
 //!             silent, broken, removed -------> ends
-//!  ended, and no new one within the grace ---> CloseSession committed: the host is Down
+//!  ended, and no new one within the grace ---> the reconcilers commit CloseSession: the host is Down
 //! ```
 //! Owns what lives in the leader's memory about hosts: who sits where ([`Sessions`]), what they report ([`Board`]).
 
-mod absent;
 mod attend;
 mod board;
 mod hello;
@@ -30,7 +29,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use absent::close_absent;
 pub(crate) use board::Board;
 pub(crate) use seats::Sessions;
 pub(crate) use tunnels::Tunnels;

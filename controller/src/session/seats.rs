@@ -36,25 +36,10 @@ pub(super) struct Seat {
     pub(super) replaced: watch::Sender<bool>,
 }
 
-/// A host that is Up and holds no session here.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Absence {
-    since: Instant,
-    /// It held one in this term.
-    pub(super) held: bool,
-}
-
-impl Absence {
-    pub(super) fn lasted(self) -> Duration {
-        self.since.elapsed()
-    }
-}
-
 /// The sessions that end at this controller.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     seats: Mutex<BTreeMap<HostId, Seat>>,
-    absent: Mutex<BTreeMap<HostId, Absence>>,
     numbers: AtomicU64,
 }
 
@@ -95,13 +80,11 @@ impl Sessions {
         }
     }
 
-    /// Gives the place up, unless it was taken already.
+    /// Gives the place up, unless another has it.
     pub(super) fn leave(&self, host: HostId, seat: &Seat) {
         let mut seats = self.lock();
         if seats.get(&host).is_some_and(|now| now.number == seat.number) {
             seats.remove(&host);
-            let absence = Absence { since: Instant::now(), held: true };
-            self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(host, absence);
         }
     }
 
@@ -109,21 +92,6 @@ impl Sessions {
     pub(crate) fn tell(&self, host: HostId, message: Message) -> bool {
         let seat = self.lock().get(&host).cloned();
         seat.is_some_and(|seat| seat.to_agent.try_send(Ok(ToAgent { message: Some(message) })).is_ok())
-    }
-
-    /// Those of the hosts that hold no session here, and since when that is known.
-    pub(super) fn absences(&self, up: impl Iterator<Item = HostId>) -> Vec<(HostId, Absence)> {
-        let seats = self.lock();
-        let mut known = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        let unknown = Absence { since: Instant::now(), held: false };
-        let away = up.filter(|host| !seats.contains_key(host));
-        *known = away.map(|host| (host, known.get(&host).copied().unwrap_or(unknown))).collect();
-        known.iter().map(|(host, absence)| (*host, *absence)).collect()
-    }
-
-    /// Starts counting anew: another term.
-    pub(super) fn forget_absences(&self) {
-        self.absent.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostId, Seat>> {

@@ -5,7 +5,7 @@ mod cluster;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use agent::{FakeAgent, Link};
+pub(crate) use agent::FakeAgent;
 pub(crate) use cluster::{Cluster, code, key, ok, vm};
 
 /// How long a test waits for what must happen: far beyond what it takes on a busy machine.

@@ -95,17 +95,21 @@ async fn bad_input_is_refused_by_field() {
     check(with(|spec| spec.power = 77), "spec.power: ").await;
     check(
         with(|spec| {
-            spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() })
+            spec.vnc = Some(v1::Vnc { password: Some(Secret::REDACTED.into()), ..v1::Vnc::default() });
         }),
         "spec.vnc.password: ",
     )
     .await;
-    check(v1::Object::default(), "").await;
+    check(v1::Object::default(), "object: is missing").await;
     let host = v1::Host {
         metadata: Some(v1::Metadata { name: "h".into(), ..v1::Metadata::default() }),
         ..v1::Host::default()
     };
-    check(v1::Object { choice: Some(v1::object::Choice::Host(host)) }, "kind: a Host is not created").await;
+    check(
+        v1::Object { choice: Some(v1::object::Choice::Host(host)) },
+        "kind: only these are created by hand",
+    )
+    .await;
 
     let long = v1::CreateRequest { idempotency_key: "k".repeat(65), ..create(vm("web", Power::Stopped)) };
     assert_eq!(code(client.create(long).await).0, ErrorCode::InvalidArgument);

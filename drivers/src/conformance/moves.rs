@@ -133,6 +133,15 @@ async fn moves(world: &mut World<'_>) -> Checked {
         ensure!(running.run == Run::Running && running.ever_ran, "resumed as {running:?}");
     }
     destination.hear("Running after Arrived", |guest| guest.run == Run::Running && guest.ever_ran).await?;
+    let stopped_at_ms = match sent.send {
+        Some(Send::Sent(figures)) => figures.stopped_at_ms,
+        _ => 0,
+    };
+    let resumed_at_ms = world.guest(1).await?.resumed_at_ms;
+    ensure!(
+        stopped_at_ms > 0 && resumed_at_ms >= Some(stopped_at_ms),
+        "stopped at {stopped_at_ms} ms and resumed at {resumed_at_ms:?}"
+    );
     a.destroy(vm).await?;
     ensure!(world.guest(1).await?.run == Run::Running, "it stopped when the source was destroyed");
     Ok(())

@@ -109,7 +109,8 @@ fn board(words: &mut Words, launch: &Launch, around: &Surroundings<'_>) {
     words.pair("-smp", spec.cpus.to_string());
     words.pair("-m", format!("size={}M", spec.mem_mib));
     if spec.machine != MachineType::Microvm {
-        words.pair("-device", "pvpanic");
+        // A kernel that panics tells so, instead of looking alive for ever.
+        words.pair("-device", "pvpanic-pci");
     }
 }
 

@@ -290,9 +290,11 @@ fn run(device: &CStr, report: &mut Report) -> Option<()> {
     // SAFETY: a C string that outlives the call.
     let kvm = checked(unsafe { libc::open(device.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
     report.stage = Stage::Api as u32;
-    // SAFETY: these two take no pointer.
+    // SAFETY: takes no pointer.
     let version = checked(unsafe { libc::ioctl(kvm, KVM_GET_API_VERSION, 0) })?;
-    let run_bytes = usize::try_from(unsafe { libc::ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) }).ok()?;
+    // SAFETY: takes no pointer.
+    let run_bytes = checked(unsafe { libc::ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0) })?;
+    let run_bytes = usize::try_from(run_bytes).ok()?;
     if version != API_VERSION || run_bytes < size_of::<Run>() {
         return None;
     }

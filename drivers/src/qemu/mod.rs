@@ -27,6 +27,7 @@ mod record;
 mod save;
 mod start;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -127,14 +128,6 @@ impl Handle {
     }
 }
 
-/// What a start finds.
-enum Found {
-    /// Nothing, or what has ended with a lower incarnation.
-    Room,
-    /// This very incarnation, on its way or done.
-    Same(Handle),
-}
-
 fn fail(verb: &'static str, kind: DriverErrorKind, message: impl Into<String>) -> DriverError {
     DriverError::new(DriverName::Qemu, verb, kind, message)
 }
@@ -193,35 +186,39 @@ impl Qemu {
         }
     }
 
-    /// Makes room for a start, or finds that it was made already.
-    fn find(&self, launch: &Launch) -> DriverResult<Found> {
-        let guests = self.guests();
-        let Some(handle) = guests.get(&launch.vm) else { return Ok(Found::Room) };
-        let has = handle.guest().map_or(handle.incarnation, |guest| guest.incarnation);
-        let wanted = launch.incarnation;
-        let failed = matches!(&*handle.state.borrow(), State::Failed(_));
-        match wanted.cmp(&has) {
-            _ if failed => Ok(Found::Room),
-            std::cmp::Ordering::Equal => Ok(Found::Same(handle.clone())),
-            std::cmp::Ordering::Greater if handle.has_ended() => Ok(Found::Room),
-            std::cmp::Ordering::Greater => {
-                let message = format!("a process of incarnation {has} is still there");
-                Err(fail("start", DriverErrorKind::Busy, message))
-            }
-            std::cmp::Ordering::Less => {
-                let message = format!("incarnation {wanted} is older than {has}, which was started here");
-                Err(fail("start", DriverErrorKind::Refused, message))
-            }
+    /// Begins a start, or finds the one of this very incarnation, under way or done.
+    fn claim(&self, launch: Launch) -> DriverResult<Handle> {
+        let mut guests = self.guests();
+        if let Some(handle) = guests.get(&launch.vm)
+            && stands_for(handle, launch.incarnation)?
+        {
+            return Ok(handle.clone());
         }
-    }
-
-    fn begin(&self, launch: Launch) -> DriverResult<Handle> {
-        let vm = launch.vm;
-        let (handle, seat) = start::seat(&self.site, vm, launch.incarnation)
+        let (handle, seat) = start::seat(&self.site, launch.vm, launch.incarnation)
             .map_err(|e| fail("start", DriverErrorKind::Transient, owner::chain(&e)))?;
-        self.guests().insert(vm, handle.clone());
+        guests.insert(launch.vm, handle.clone());
         tokio::spawn(start::bring_up(seat, launch));
         Ok(handle)
+    }
+}
+
+/// Is this guest of the wanted incarnation? No: its place is free. An error: it is not.
+fn stands_for(handle: &Handle, wanted: Incarnation) -> DriverResult<bool> {
+    if matches!(&*handle.state.borrow(), State::Failed(_)) {
+        return Ok(false);
+    }
+    let has = handle.guest().map_or(handle.incarnation, |guest| guest.incarnation);
+    match wanted.cmp(&has) {
+        Ordering::Equal => Ok(true),
+        Ordering::Greater if handle.has_ended() => Ok(false),
+        Ordering::Greater => {
+            let message = format!("a process of incarnation {has} is still there");
+            Err(fail("start", DriverErrorKind::Busy, message))
+        }
+        Ordering::Less => {
+            let message = format!("incarnation {wanted} is older than {has}, which was started here");
+            Err(fail("start", DriverErrorKind::Refused, message))
+        }
     }
 }
 
@@ -246,11 +243,7 @@ impl Hypervisor for Qemu {
 
     async fn start(&self, launch: Launch) -> DriverResult<Guest> {
         self.adopt("start").await?;
-        let handle = match self.find(&launch)? {
-            Found::Same(handle) => handle,
-            Found::Room => self.begin(launch)?,
-        };
-        let mut state = handle.state.clone();
+        let mut state = self.claim(launch)?.state;
         let up = async { state.wait_for(|state| !matches!(state, State::Coming)).await.map(|s| s.clone()) };
         match timeout(START_DEADLINE, up).await {
             Ok(Ok(State::Up(guest))) => Ok(guest),

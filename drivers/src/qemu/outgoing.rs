@@ -18,16 +18,26 @@ use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
 use dunlin_model::observed::SendProgress;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::incoming::set_capabilities;
-use super::owner::{Answer, Fault, Owner, Reply};
+use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
 use crate::hypervisor::Send;
 
 /// A destination that does not take a connection within this is not there. Tried before QEMU does, because QEMU
 /// stands still while it connects a disk.
 const REACH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// From "completed" to the end of QEMU's migration thread it takes microseconds, unless the host is overloaded.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The first stand-still allowed, as a part of the limit. QEMU stops a guest as soon as the rest would go within the
+/// limit, and then takes that long; a quiet guest is spared most of it when the limit begins low.
+const FIRST_DOWNTIME_DIVISOR: u64 = 10;
+/// From this pass over memory on, each one doubles the stand-still allowed, up to the limit: the guest writes faster
+/// than it is sent. The first pass sends everything, the second what was written meanwhile.
+const RELAX_FROM_PASS: u64 = 3;
 
 /// A sending, as far as it is not in the record.
 #[derive(Debug)]
@@ -44,6 +54,7 @@ enum Phase {
     Finishing,
     AtSwitchover,
     Switching,
+    /// Without the time of the stop, which the record has.
     Sent(MigrationFigures),
     Holding(String),
     Undoing(String),
@@ -65,13 +76,14 @@ impl Sending {
         matches!(self.phase, Phase::Sent(_) | Phase::Holding(_))
     }
 
-    pub(super) fn shown(&self) -> Send {
+    /// As the agent sees it; the vCPUs stopped at `stopped_at_ms`.
+    pub(super) fn shown(&self, stopped_at_ms: u64) -> Send {
         match &self.phase {
             Phase::Mirroring | Phase::Moving | Phase::Finishing | Phase::Undoing(_) => {
                 Send::Copying(self.progress)
             }
             Phase::AtSwitchover | Phase::Switching => Send::AtSwitchover(self.progress),
-            Phase::Sent(figures) => Send::Sent(*figures),
+            Phase::Sent(figures) => Send::Sent(MigrationFigures { stopped_at_ms, ..*figures }),
             Phase::Holding(why) => Send::Holding(why.clone()),
             Phase::Cancelled(why) => Send::Cancelled(why.clone()),
         }
@@ -162,7 +174,8 @@ impl Owner {
         let Some(outgoing) = self.record.outgoing.clone() else { return Ok(()) };
         set_capabilities(&self.qmp, true).await?;
         let speed = outgoing.limits.bandwidth_mib_s << 20;
-        let parameters = json!({ "max-bandwidth": speed, "downtime-limit": outgoing.limits.downtime_ms });
+        let downtime_ms = (outgoing.limits.downtime_ms / FIRST_DOWNTIME_DIVISOR).max(1);
+        let parameters = json!({ "max-bandwidth": speed, "downtime-limit": downtime_ms });
         self.qmp.run("migrate-set-parameters", parameters).await?;
         for (node, export) in self.record.local_disks.clone() {
             let (host, port) = split(&outgoing.endpoint.disks)?;
@@ -226,9 +239,20 @@ impl Owner {
             if next == phase {
                 return Ok(());
             }
+            // Told by the caller: a new agent that catches up must not show the steps in between as news.
             now.phase = next;
-            self.publish();
         }
+        Ok(())
+    }
+
+    /// A pass over memory begins: the guest may have to stand still for longer.
+    pub(super) async fn passed(&mut self, pass: u64) -> Result<(), Fault> {
+        let Some(outgoing) = &self.record.outgoing else { return Ok(()) };
+        let limit_ms = outgoing.limits.downtime_ms;
+        let doublings = u32::try_from(pass.saturating_sub(RELAX_FROM_PASS - 1)).unwrap_or(u32::MAX);
+        let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
+        let downtime_ms = (limit_ms / FIRST_DOWNTIME_DIVISOR).max(1).saturating_mul(factor).min(limit_ms);
+        self.qmp.run("migrate-set-parameters", json!({ "downtime-limit": downtime_ms })).await?;
         Ok(())
     }
 
@@ -281,7 +305,11 @@ impl Owner {
 
     async fn step_switching(&mut self, moved: &Moved) -> Result<Phase, Fault> {
         match moved.status.as_str() {
-            "completed" => Ok(Phase::Sent(self.figures(&moved.answer))),
+            "completed" => {
+                self.settled().await?;
+                let moved = self.moved().await?;
+                Ok(Phase::Sent(self.figures(&moved.answer)))
+            }
             "failed" | "cancelled" | "none" | "" => {
                 self.hold_still().await?;
                 Ok(Phase::Holding(moved.words()))
@@ -293,6 +321,15 @@ impl Owner {
             }
             _ => Ok(Phase::Switching),
         }
+    }
+
+    /// QEMU says "completed" a moment before it has done its sums and may be resumed; no event tells when.
+    async fn settled(&mut self) -> Result<(), Fault> {
+        let deadline = Instant::now() + SETTLE_DEADLINE;
+        while self.status().await? != "postmigrate" && Instant::now() < deadline {
+            sleep(RETRY_EVERY).await;
+        }
+        Ok(())
     }
 
     async fn step_undoing(&mut self, why: &str, moved: &Moved, jobs: &[Job]) -> Result<Phase, Fault> {
@@ -414,8 +451,12 @@ impl Owner {
 
     /// vCPUs stopped. During a sending this is the beginning of the stand-still.
     pub(super) fn stopped(&mut self, at_ms: u64) {
-        let is_moving = self.sending.as_ref().is_some_and(|s| s.phase == Phase::Moving);
-        if let (true, Some(outgoing)) = (is_moving, &mut self.record.outgoing) {
+        // The phase may be ahead of the event: a look at QEMU needs no event. The first stop is the one.
+        let is_sending = self.sending.as_ref().is_some_and(|s| !matches!(s.phase, Phase::Cancelled(_)));
+        if let (true, Some(outgoing)) = (is_sending, &mut self.record.outgoing)
+            && outgoing.was_running
+            && outgoing.stopped_at_ms == 0
+        {
             outgoing.stopped_at_ms = at_ms;
         }
     }
@@ -486,7 +527,7 @@ impl Owner {
             total_ms: number(&answer["total-time"]),
             transferred_bytes: number(&answer["ram"]["transferred"]),
             disk_bytes: progress.disk_bytes,
-            stopped_at_ms: self.record.outgoing.as_ref().map_or(0, |outgoing| outgoing.stopped_at_ms),
+            stopped_at_ms: 0,
         }
     }
 }

@@ -35,7 +35,7 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a reset may take until the machine can run again: it is done within one turn of QEMU's main loop.
 const RESET_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between attempts where QEMU gives no event to wait for.
-const RETRY_EVERY: Duration = Duration::from_millis(5);
+pub(super) const RETRY_EVERY: Duration = Duration::from_millis(5);
 /// Pause between attempts to reach the monitor of a process that lives.
 pub(super) const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 
@@ -220,7 +220,8 @@ impl Owner {
     /// What the guest looks like from outside.
     pub(super) fn guest(&self) -> Guest {
         let record = &self.record;
-        let send = self.sending.as_ref().map(Sending::shown);
+        let stopped_at_ms = record.outgoing.as_ref().map_or(0, |outgoing| outgoing.stopped_at_ms);
+        let send = self.sending.as_ref().map(|sending| sending.shown(stopped_at_ms));
         let holds = |send: &hypervisor::Send| {
             matches!(
                 send,
@@ -431,6 +432,7 @@ impl Owner {
             "MIGRATION" if event.data["status"] == "completed" && self.record.incoming => {
                 self.arrived = true;
             }
+            "MIGRATION_PASS" => return self.passed(event.data["pass"].as_u64().unwrap_or(0)).await,
             "MIGRATION" | "JOB_STATUS_CHANGE" | "BLOCK_JOB_READY" | "BLOCK_JOB_ERROR" => {
                 self.advance().await?;
             }

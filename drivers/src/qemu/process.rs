@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub(super) struct ProcessId {
 pub(super) struct Process {
     pub(super) id: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
+    /// How it ended, once that was seen: the kernel tells it a single time.
+    end: OnceLock<String>,
 }
 
 impl Process {
@@ -78,7 +81,7 @@ impl Process {
         let id = ProcessId { pid, start_ticks, boot_id: boot_id()? };
         // SAFETY: the `AsyncFd` owns the descriptor from here on; an `OwnedFd` keeps its number until it is dropped.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        Ok(Self { id, pidfd: pidfd.map_err(io::Error::from)? })
+        Ok(Self { id, pidfd: pidfd.map_err(io::Error::from)?, end: OnceLock::new() })
     }
 
     /// Asks the kernel to kill it. Nothing happens when it is dead.
@@ -91,6 +94,10 @@ impl Process {
     pub(super) async fn gone(&self) -> String {
         // An error would mean that the runtime is shutting down, and then nobody hears the answer.
         let _ = self.pidfd.readable().await.map(|mut ready| ready.retain_ready());
+        self.end.get_or_init(|| self.reap()).clone()
+    }
+
+    fn reap(&self) -> String {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
@@ -142,7 +149,7 @@ impl Stat {
     pub(super) fn usage(&self) -> (u64, u64) {
         let page_bytes = rustix::param::page_size() as u64;
         let ticks_per_s = rustix::param::clock_ticks_per_second().max(1);
-        (self.cpu_ticks * 1000 / ticks_per_s, self.rss_pages * page_bytes >> 20)
+        (self.cpu_ticks * 1000 / ticks_per_s, (self.rss_pages * page_bytes) >> 20)
     }
 }
 
@@ -189,7 +196,7 @@ mod tests {
         adopted.kill();
         let end = tokio::time::timeout(Duration::from_secs(10), child.gone()).await.expect("dies");
         assert_eq!(end, "killed by signal 9");
-        assert_eq!(child.gone().await, "ended");
+        assert_eq!(child.gone().await, "killed by signal 9");
         assert_eq!(adopted.gone().await, "ended");
         adopted.kill();
         assert!(Process::adopt(&id, &token).is_none());

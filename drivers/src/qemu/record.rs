@@ -178,6 +178,8 @@ impl RunDir {
         let path = self.file("guest.json");
         let text = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // What a crash of the host leaves of a file that was not flushed yet; its process is gone as well.
+            Ok(text) if text.is_empty() => return Ok(None),
             text => text.map_err(|e| self.failed("read", "guest.json", e))?,
         };
         let format = |source| RecordError::Format { path: path.clone(), source };
@@ -278,6 +280,7 @@ mod tests {
             incoming: false,
             started: true,
             ever_ran: true,
+            reboots: 0,
             vnc: Some("127.0.0.1:5900".into()),
             endpoint: None,
             local_disks: vec![("disk0".into(), "vda".parse().expect("name"))],

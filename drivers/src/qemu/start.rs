@@ -1,7 +1,7 @@
 //! How a guest comes to have an owner: brought up from nothing, or found again after the agent was gone.
 //!
-//! What is written before what: the record of the intent, then the fork, then the process's identity, then (durably)
-//! that its vCPUs may have run, then `cont`. A process whose record does not say `started` has never run a guest, so
+//! What is written before what: the record of the intent, then the fork, then the process's identity, then that its
+//! vCPUs may have run, then `cont`. A process whose record does not say `started` has never run a guest, so
 //! whoever finds it kills it and the start is repeated.
 
 use std::fs::File;
@@ -121,6 +121,10 @@ pub(super) async fn bring_up(seat: Seat, launch: Launch) {
             let took_ms = begun.elapsed().as_millis();
             tracing::info!(vm = %launch.vm, incarnation = %launch.incarnation, took_ms, "guest is up");
             owner.publish();
+            // After the fact: a boot that a host's crash makes forgotten is a boot that crash has ended.
+            if let Err(e) = owner.store(true).await {
+                tracing::warn!(vm = %launch.vm, error = %chain(&e), "a started guest is not on disk");
+            }
             owner.run().await;
         }
         failed => {
@@ -168,16 +172,11 @@ async fn come_up(seat: Seat, launch: &Launch) -> Result<Owner, Fault> {
     let process = Arc::new(process);
     let _ = seat.process.set(Arc::clone(&process));
     record.process = Some(process.id.clone());
-    // Written while QEMU initialises: by the time it answers, the disk is done with it.
-    record.ever_ran = launch.mode == LaunchMode::Boot && !launch.paused;
-    let note = {
-        let (dir, record) = (seat.dir.clone(), record.clone());
-        tokio::task::spawn_blocking(move || dir.store(&record, true))
-    };
+    // Not flushed: what may come after this is the agent's death, not the host's, which would end the process too.
+    seat.dir.store(&record, false)?;
     stream.set_nonblocking(true).map_err(|e| QmpError::Closed(e.to_string()))?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(|e| QmpError::Closed(e.to_string()))?;
     let wire = Qmp::over(stream, Instant::now() + GREETING_DEADLINE).await?;
-    note.await.expect("the store does not panic")?;
     let mut owner = seat.taken_by(record, process, wire);
     owner.furnish(launch).await?;
     Ok(owner)
@@ -240,13 +239,20 @@ fn fork(
     let console = dir.socket("console.sock", anchor);
     let console = UnixListener::bind(console).map_err(failed("cannot listen on", "console.sock"))?;
     let stream = UnixStream::connect(&monitor_path).map_err(failed("cannot connect to", "qmp.sock"))?;
+    // Made here, because QEMU would wait for whatever the file system is writing back just then.
+    let serial_log = dir.file("serial.log");
+    File::options()
+        .create(true)
+        .append(true)
+        .open(&serial_log)
+        .map_err(failed("cannot create", "serial.log"))?;
     let log = File::create(dir.file("qemu.log")).map_err(failed("cannot create", "qemu.log"))?;
     let around = Surroundings {
         accel,
         qmp_fd: monitor.as_raw_fd(),
         console_fd: console.as_raw_fd(),
         token: &record.token,
-        serial_log: &dir.file("serial.log"),
+        serial_log: &serial_log,
         direct: &command::direct(&launch.disks),
     };
     let mut qemu = Command::new(binary);
@@ -284,9 +290,8 @@ impl Owner {
             }
         }
         let runs = !self.record.incoming && !launch.paused;
-        let was_durable = self.record.ever_ran == runs;
         (self.record.started, self.record.ever_ran) = (true, runs);
-        self.store(!was_durable).await?;
+        self.store(false).await?;
         if runs {
             self.qmp.run("cont", json!({})).await?;
             self.running = true;

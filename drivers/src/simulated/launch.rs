@@ -224,6 +224,7 @@ fn fresh(host: &Host, table: &Table, launch: Launch) -> DriverResult<Record> {
         state,
         ever_ran: false,
         memory,
+        reboots: 0,
         running_since_ms: None,
         power_off_at_ms: None,
         reboot_on_shutdown: false,

@@ -32,6 +32,8 @@ pub(super) struct Record {
     pub(super) state: State,
     pub(super) ever_ran: bool,
     pub(super) memory: Memory,
+    /// Restarts of its machine since this process took it over.
+    pub(super) reboots: u32,
     /// Wall clock when its vCPUs last began to run; none while they stand still.
     pub(super) running_since_ms: Option<u64>,
     /// The power button was pressed; the guest is off at this time, or when its vCPUs next run after it.
@@ -150,6 +152,7 @@ impl Record {
     /// A fresh start of its machine; running or not stays as it is.
     pub(super) fn reboot(&mut self) {
         self.memory.boots += 1;
+        self.reboots += 1;
         self.memory.content = content(self.vm, self.incarnation, self.memory.boots);
         self.power_off_at_ms = None;
     }

@@ -124,7 +124,7 @@ impl Sender {
         };
         let stage = match sent {
             Ok(()) => Stage::Sent(MigrationFigures {
-                stopped_at_ms: 0,
+                stopped_at_ms: stopped_ms,
                 downtime_ms: ended_ms.saturating_sub(stopped_ms),
                 total_ms: ended_ms.saturating_sub(self.started_ms),
                 transferred_bytes: progress.transferred_bytes,

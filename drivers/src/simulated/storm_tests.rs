@@ -74,6 +74,17 @@ impl Pair {
         self.source = Some(open(&self.folder.path().join("a")).await);
     }
 
+    /// The agent is killed between the last byte it sent and writing that down.
+    async fn crash_source_before_it_knows(&mut self) {
+        self.source = None;
+        let file = self.folder.path().join("a").join(format!("{}.guest", vm()));
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert!(record["sending"]["stage"]["Sent"].is_object());
+        record["sending"]["stage"] = "Switching".into();
+        std::fs::write(&file, record.to_string()).unwrap();
+        self.source = Some(open(&self.folder.path().join("a")).await);
+    }
+
     async fn crash_destination(&mut self) {
         self.destination = None;
         self.destination = Some(open(&self.folder.path().join("b")).await);
@@ -184,6 +195,26 @@ async fn a_crash_at_any_moment_leaves_the_same_guest_running_once() {
             assert_eq!((memory.content, memory.boots), (content, 1), "{story}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_source_that_may_have_sent_all_never_runs_it() {
+    // Killed after the last byte is out and before that is written down, the source does not claim the guest, and says
+    // so while the destination has not resumed it yet.
+    let mut pair = Pair::new(SimSpec { boot_ms: 0, ..SimSpec::default() }).await;
+    pair.at_switchover().await;
+    pair.hand_over().await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while guest(pair.destination()).await.unwrap().run != Run::Arrived {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(1)).await;
+    }
+    pair.crash_source_before_it_knows().await;
+    let source = guest(pair.source()).await.unwrap();
+    assert!(source.run == Run::Outgoing && matches!(source.send, Some(Send::Sent(_))), "{source:?}");
+    assert_eq!(pair.source().resume(vm()).await.unwrap_err().kind, DriverErrorKind::Refused);
+    pair.settle().await;
+    assert_eq!(guest(pair.destination()).await.unwrap().run, Run::Running);
 }
 
 #[tokio::test]

@@ -86,8 +86,8 @@ impl Entry {
                 Stage::Cancelled(why) => SendReport::Cancelled(why.clone()),
             }),
             ever_ran: record.ever_ran,
-            reboots: record.memory.boots.saturating_sub(1),
-            resumed_at_ms: None,
+            reboots: record.reboots,
+            resumed_at_ms: record.running_since_ms,
         }
     }
 }

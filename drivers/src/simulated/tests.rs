@@ -167,11 +167,14 @@ async fn a_copy_takes_the_time_its_bytes_would() {
         assert!(expected && (20..=21).contains(&took), "{took}");
         assert_eq!(progress.remaining_bytes >> 20, 16);
         source.migrate_switch(numbered(1)).await.unwrap();
-        let figures = loop {
-            if let Some(Send::Sent(figures)) = notices.recv().await.unwrap().guest.send {
-                break figures;
+        let figures = async {
+            loop {
+                if let Some(Send::Sent(figures)) = notices.recv().await.unwrap().guest.send {
+                    break figures;
+                }
             }
         };
+        let figures = tokio::time::timeout(Duration::from_secs(60), figures).await.unwrap();
         assert!((160..=165).contains(&figures.downtime_ms), "{figures:?}");
         assert_eq!(figures.transferred_bytes >> 20, 1024 + 512 + 256 + 128 + 64 + 32 + 16);
     }

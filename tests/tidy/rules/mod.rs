@@ -51,10 +51,14 @@ impl Subject<'_> {
         self.path.rsplit('/').next().unwrap_or(self.path).split('.').next().unwrap_or_default()
     }
 
-    /// A file that is compiled only for tests.
+    /// A file that is compiled only for tests: `tests.rs`, `x_tests.rs`, and what lies in `tests/` or `testing/`.
     pub(crate) fn is_test(&self) -> bool {
         let stem = self.stem();
-        self.is_in("tests") || self.path.contains("/tests/") || stem == "tests" || stem.ends_with("_tests")
+        let folders = ["/tests/", "/testing/"];
+        self.is_in("tests")
+            || folders.iter().any(|folder| self.path.contains(folder))
+            || stem == "tests"
+            || stem.ends_with("_tests")
     }
 
     /// The facts of `facts` that end up in the product.
