@@ -146,7 +146,7 @@ fn every_role_and_every_guest() {
                             incarnation: Incarnation(old),
                             receiving,
                             up: true,
-                        })
+                        });
                     }
                     Some(guest)
                         if matches!(guest.run, Run::Incoming | Run::Arrived) && receiving.is_none() =>

@@ -285,7 +285,6 @@ mod tests {
             endpoint: None,
             local_disks: vec![("disk0".into(), "vda".parse().expect("name"))],
             reboot_on_shutdown: false,
-            reboots: 0,
             outgoing: None,
             saving: None,
             ending: None,
