@@ -63,13 +63,13 @@ fn torn_at_every_byte() {
     let (old, new) = (full(1, 4), full(1, 5));
     kept.open().unwrap().0.write(&new).unwrap();
     let bytes = fs::read(kept.file(new.vm)).unwrap();
-    assert_eq!(kept.open().unwrap().1, [new.clone()]);
+    assert_eq!(kept.open().unwrap().1, std::slice::from_ref(&new));
 
     kept.open().unwrap().0.write(&old).unwrap();
     for cut in 0..bytes.len() {
         // The crash while the new content is written beside the old.
         fs::write(durable::half_made(&kept.file(old.vm)), &bytes[..cut]).unwrap();
-        assert_eq!(kept.open().unwrap().1, [old.clone()], "cut at {cut}");
+        assert_eq!(kept.open().unwrap().1, std::slice::from_ref(&old), "cut at {cut}");
     }
     for cut in 0..bytes.len() {
         fs::write(kept.file(new.vm), &bytes[..cut]).unwrap();
@@ -114,12 +114,12 @@ fn tombstones_are_bounded() {
     let (journal, mut records) = kept.open().unwrap();
     let here = Record { generation: Revision(1), ..full(99, 4) };
     records.push(here.clone());
-    for vm in 0..8 {
-        let mut record = full(vm, 4);
+    for vm in 0..8_u64 {
+        let mut record = full(vm.into(), 4);
         record.bury();
         assert!(record.is_tombstone());
         assert_eq!(record.told, Incarnation(4));
-        record.generation = Revision(1000 + vm as u64);
+        record.generation = Revision(1000 + vm);
         records.push(record);
     }
     records.iter().for_each(|record| journal.write(record).unwrap());

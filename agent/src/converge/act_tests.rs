@@ -21,6 +21,7 @@ fn guest(run: Run) -> Guest {
         send: None,
         ever_ran: true,
         reboots: 3,
+        resumed_at_ms: None,
     }
 }
 
@@ -28,6 +29,7 @@ fn ended(cause: EndCause) -> Option<Guest> {
     Some(guest(Run::Ended(cause, "so it was".to_owned())))
 }
 
+#[allow(clippy::needless_pass_by_value)] // Guests are made on the spot.
 /// One line: the step, and the words when it ends.
 fn step(act: &Act, begun: bool, cancel: bool, guest: Option<Guest>, now_ms: u64) -> String {
     let mut record = Record::new(VM, "vm".parse().unwrap());

@@ -50,6 +50,7 @@ fn guest(incarnation: u64, run: Run, send: Option<Send>) -> Guest {
         send,
         ever_ran,
         reboots: 0,
+        resumed_at_ms: None,
     }
 }
 
@@ -105,13 +106,16 @@ fn word(step: &Step) -> &'static str {
     }
 }
 
+/// Name, role, incarnation it continues, migration it was started for, its sending begun, and the expected steps.
+type Row = (&'static str, Option<Role>, Option<u64>, Option<MigrationId>, bool, &'static str);
+
 /// Every role meets every state of a guest with the one step that is right. In particular: nothing but `switch` passes
 /// the switch-over, nothing runs a guest that was sent unless it was handed back, and what is not named, or runs under
 /// a higher incarnation, is left alone.
 #[test]
 fn every_role_and_every_guest() {
     #[rustfmt::skip]
-    let rows: [(&str, Option<Role>, Option<u64>, Option<MigrationId>, bool, &str); 14] = [
+    let rows: [Row; 14] = [
         // role, continues, receiving, sending begun                             none  run   paus  inc  arr  copy  at     sent hold canc  ended  4run  4hold 4end   6run
         ("not named",   None,                                  None, None, false,       ". . . . . . . . . . . . . . ."),
         ("run",         Some(run_as(Power::Running, false)),   None, None, false,       "start . go kill kill off off . . . . kill kill forget ."),
@@ -142,7 +146,7 @@ fn every_role_and_every_guest() {
                             incarnation: Incarnation(old),
                             receiving,
                             up: true,
-                        })
+                        });
                     }
                     Some(guest)
                         if matches!(guest.run, Run::Incoming | Run::Arrived) && receiving.is_none() =>
@@ -158,6 +162,7 @@ fn every_role_and_every_guest() {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // Roles are made on the spot.
 fn check(record: &Record, role: Role, guest: Option<&Guest>, expected: &str) {
     let desired = told(role.clone(), None);
     let step = plan(record, Some(&desired), guest);

@@ -9,6 +9,7 @@ use dunlin_model::desired::{ActOrder, Assignment, DesiredSet};
 use dunlin_model::observed::{ActReport, ObservedVm};
 use dunlin_model::{ErrorCode, HostId, Revision, TaskId, VmId};
 use dunlin_proto::v1::agent_gate_server::{AgentGate, AgentGateServer};
+use dunlin_proto::v1::fleet_server::FleetServer;
 use dunlin_proto::v1::from_agent::Message as Up;
 use dunlin_proto::v1::to_agent::Message as Down;
 use dunlin_proto::{Fault, v1};
@@ -17,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
+
+use super::blobs::Blobs;
 
 /// How long anything may take before the test fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,6 +54,7 @@ pub(super) struct State {
     pub(super) lose_answers: u32,
     pub(super) tunnels: BTreeMap<String, (String, Vec<u8>, bool)>,
     pub(super) to_tunnels: BTreeMap<String, mpsc::Sender<Result<v1::TunnelChunk, Status>>>,
+    pub(super) blobs: Blobs,
     sessions: u64,
 }
 
@@ -85,7 +89,9 @@ impl Fake {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let server = tonic::transport::Server::builder().add_service(AgentGateServer::new(serving));
+            let server = tonic::transport::Server::builder()
+                .add_service(AgentGateServer::new(serving.clone()))
+                .add_service(FleetServer::new(serving));
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
         *fake.server.0.lock().unwrap() = Some(runtime);

@@ -74,8 +74,9 @@ async fn killed_while_it_starts_guests() {
             tokio::task::yield_now().await;
         }
         house.restart(&fake).await;
-        let complete =
-            |state: &mut fake::State| (state.hosts.get(&id)?.completes as u64 == round + 1).then_some(());
+        let complete = |state: &mut fake::State| {
+            (state.hosts.get(&id)?.completes == u32::try_from(round).unwrap() + 1).then_some(())
+        };
         fake.until("a complete report", complete).await;
     }
     let all: Vec<_> = vms.iter().map(|vm| told(*vm, 6, running())).collect();

@@ -157,6 +157,24 @@ async fn handed_back() {
     pair.fake.sees_gone(pair.to, ONE).await;
 }
 
+/// A guest that is paused arrives paused, stands still on whichever side it is, and runs when it is told to.
+#[tokio::test]
+async fn paused_on_the_way() {
+    let mut pair = Pair::new().await;
+    let content = pair.here.sim().memory(ONE).unwrap().content;
+    pair.tell_source(1, paused()).await;
+    pair.fake.sees("paused", pair.from, ONE, |seen| seen.process == Process::Paused).await;
+    let endpoint = pair.copy().await;
+    pair.send(&endpoint, SendStep::Switch).await;
+    let received_paused = Role::Run { power: Power::Paused, restore_from: None, received: true };
+    pair.tell_destination(2, received_paused).await;
+    let stands = |seen: &ObservedVm| seen.process == Process::Paused && seen.incarnation == Incarnation(2);
+    pair.fake.sees("arrived", pair.to, ONE, stands).await;
+    pair.tell_destination(2, running()).await;
+    pair.fake.sees("running", pair.to, ONE, runs_as(2)).await;
+    assert_eq!(pair.there.sim().memory(ONE).unwrap().content, content);
+}
+
 /// A destination that has nothing does not boot what it should have received.
 #[tokio::test]
 async fn nothing_was_received() {

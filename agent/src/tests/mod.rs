@@ -1,8 +1,10 @@
 //! The whole agent, with the simulated hypervisor under it and a controller above it that the test plays by hand.
 
+mod blobs;
 mod fake;
 mod guests;
 mod identity;
+mod images;
 mod migration;
 
 use std::collections::BTreeMap;

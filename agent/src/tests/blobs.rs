@@ -1,0 +1,88 @@
+//! The part of the fleet API an agent uses, with lines that break and bytes that rot.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+
+use dunlin_model::ErrorCode;
+use dunlin_proto::v1::fleet_server::Fleet;
+use dunlin_proto::{Fault, v1};
+use futures_util::{Stream, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::fake::Fake;
+
+/// Bytes in one chunk.
+const CHUNK_BYTES: usize = 1000;
+
+#[derive(Debug, Default)]
+pub(super) struct Blobs {
+    pub(super) kept: BTreeMap<String, Vec<u8>>,
+    /// Downloads that break after so many chunks, in order.
+    pub(super) breaks: Vec<usize>,
+    /// Offsets asked for.
+    pub(super) asked: Vec<u64>,
+}
+
+type Chunks<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+macro_rules! unused {
+    ($($name:ident($ask:ty) -> $answer:ty;)*) => {$(
+        fn $name<'a: 'b, 'b>(
+            &'a self,
+            _: Request<$ask>,
+        ) -> Pin<Box<dyn Future<Output = Result<Response<$answer>, Status>> + Send + 'b>>
+        where
+            Self: 'b,
+        {
+            Box::pin(async { Err(Status::unimplemented("no agent asks for this")) })
+        }
+    )*};
+}
+
+#[tonic::async_trait]
+impl Fleet for Fake {
+    type WatchStream = Chunks<v1::WatchEvent>;
+    type ConsoleStream = Chunks<v1::ConsoleChunk>;
+    type DownloadBlobStream = Chunks<v1::BlobChunk>;
+
+    async fn download_blob(
+        &self,
+        request: Request<v1::DownloadBlobRequest>,
+    ) -> Result<Response<Self::DownloadBlobStream>, Status> {
+        let request = request.into_inner();
+        let (bytes, breaks) = self.with(|state| {
+            let blobs = &mut state.blobs;
+            blobs.asked.push(request.offset);
+            let nobody = || Fault::new(ErrorCode::NotFound, "no such blob");
+            let bytes = blobs.kept.get(&request.sha256).cloned().ok_or_else(nobody)?;
+            let breaks = if blobs.breaks.is_empty() { usize::MAX } else { blobs.breaks.remove(0) };
+            Ok::<_, Fault>((bytes, breaks))
+        })?;
+        let rest = &bytes[usize::try_from(request.offset).unwrap()..];
+        let mut chunks: Vec<_> = rest
+            .chunks(CHUNK_BYTES)
+            .take(breaks)
+            .map(|data| Ok(v1::BlobChunk { data: data.to_vec() }))
+            .collect();
+        if chunks.len() < rest.len().div_ceil(CHUNK_BYTES) {
+            chunks.push(Err(Status::unavailable("the line broke")));
+        }
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
+    }
+
+    unused! {
+        get(v1::GetRequest) -> v1::Object;
+        list(v1::ListRequest) -> v1::ListResponse;
+        watch(v1::WatchRequest) -> Self::WatchStream;
+        create(v1::CreateRequest) -> v1::Object;
+        update(v1::UpdateRequest) -> v1::Object;
+        delete(v1::DeleteRequest) -> v1::Object;
+        set_power(v1::SetPowerRequest) -> v1::Object;
+        start_task(v1::StartTaskRequest) -> v1::Object;
+        cancel(v1::CancelRequest) -> v1::Object;
+        create_token(v1::CreateTokenRequest) -> v1::CreateTokenResponse;
+        console(Streaming<v1::ConsoleChunk>) -> Self::ConsoleStream;
+        upload_blob(Streaming<v1::BlobChunk>) -> v1::BlobInfo;
+        stat_blob(v1::StatBlobRequest) -> v1::BlobInfo;
+    }
+}
