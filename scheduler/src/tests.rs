@@ -1,1 +1,227 @@
-//! Golden cases.
+//! Golden cases: a fleet and a request in a few words, the decision in one line.
+
+use dunlin_model::capabilities::{
+    Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
+};
+use dunlin_model::cluster::{ClusterSpec, PlacementPolicy};
+use dunlin_model::host::{Host, HostPhase, HostSpec, HostStatus, Reserved};
+use dunlin_model::meta::Metadata;
+use dunlin_model::vm::{AccelChoice, Nic, NicNetwork, Vm, VmSpec, VmStatus};
+use dunlin_model::{Generation, HostId, Labels, Revision, Timestamp, VmId};
+use proptest::prelude::*;
+
+use crate::{Fixed, Move, Request, Snapshot, place};
+
+type Tweak = fn(&mut Host);
+
+fn uid(number: u128) -> HostId {
+    HostId(format!("{number:032x}").parse::<VmId>().unwrap().0)
+}
+
+/// Hosts h1, h2, ... of 4 CPUs and 1024 MiB, each changed by its tweak.
+fn hosts(tweaks: &[Tweak]) -> Vec<Host> {
+    let build = |(number, tweak): (u128, &Tweak)| {
+        let probe = |accel, usable| AccelProbe { accel, usable, evidence: "probed".to_owned() };
+        let driver = DriverCapabilities {
+            name: DriverName::Qemu,
+            accels: vec![probe(Accel::Kvm, false), probe(Accel::Tcg, true)],
+            machines: ["q35", "pc"].map(str::to_owned).into(),
+            cpu_models: ["qemu64"].map(str::to_owned).into(),
+            powers: [DriverPower::Migrate].into(),
+            ..DriverCapabilities::default()
+        };
+        let capabilities = HostCapabilities {
+            cpus: 4,
+            mem_mib: 1_024,
+            drivers: vec![driver],
+            ..HostCapabilities::default()
+        };
+        let metadata = Metadata {
+            name: format!("h{number}").parse().unwrap(),
+            uid: uid(number),
+            labels: Labels::new(),
+            generation: Generation(1),
+            revision: Revision(1),
+            created: Timestamp(0),
+        };
+        let status = HostStatus { phase: HostPhase::Up, capabilities, ..HostStatus::default() };
+        let mut host = Host { metadata, spec: HostSpec::default(), status };
+        tweak(&mut host);
+        host
+    };
+    (1..).zip(tweaks).map(build).collect()
+}
+
+fn vm(number: u128, labels: &[(&str, &str)], spec: VmSpec) -> Vm {
+    let metadata = Metadata {
+        name: format!("v{number}").parse().unwrap(),
+        uid: VmId(uid(1_000 + number).0),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        generation: Generation(1),
+        revision: Revision(1),
+        created: Timestamp(0),
+    };
+    Vm { metadata, spec, status: VmStatus::default() }
+}
+
+fn policy(placement: PlacementPolicy) -> crate::Policy {
+    (&ClusterSpec { placement, host_reserve_mib: 0, ..ClusterSpec::default() }).into()
+}
+
+struct Case {
+    hosts: Vec<Host>,
+    placement: PlacementPolicy,
+    vm: Vm,
+    fixed: Option<Fixed>,
+    from: Option<HostId>,
+    /// VMs that are there already.
+    guests: Vec<(HostId, Vm)>,
+}
+
+impl Case {
+    fn new(tweaks: &[Tweak], spec: impl FnOnce(&mut VmSpec)) -> Self {
+        let mut vm = vm(1, &[], VmSpec::new(512));
+        spec(&mut vm.spec);
+        let placement = PlacementPolicy::Spread;
+        Self { hosts: hosts(tweaks), placement, vm, fixed: None, from: None, guests: Vec::new() }
+    }
+
+    fn decide(&self) -> String {
+        let guests = self.guests.iter().map(|(host, vm)| (*host, vm));
+        let snapshot = Snapshot::new(policy(self.placement), self.hosts.iter(), guests);
+        let moving = self.from.map(|from| Move { from, to: None });
+        let request = Request { fixed: self.fixed, moving, ..Request::start(&self.vm) };
+        let decision = place(&snapshot, &request);
+        let told = |scored: &Option<crate::Scored>| {
+            scored.as_ref().map_or("-".to_owned(), |scored| format!("{} {}", scored.name, scored.score))
+        };
+        let explain = decision.explain();
+        format!(
+            "{} | {} | {} | {explain}",
+            told(&decision.winner),
+            told(&decision.runner_up),
+            decision.reason()
+        )
+    }
+}
+
+fn check(case: &Case, expected: &str) {
+    assert_eq!(case.decide(), expected);
+}
+
+fn used(host: &mut Host, mem_mib: u64, cpus: u64) {
+    host.status.reserved = Reserved { cpus, mem_mib, vms: 1 };
+}
+
+const ANY: Tweak = |_| {};
+const DOWN: Tweak = |host| host.status.phase = HostPhase::Down;
+const CORDONED: Tweak = |host| host.spec.cordoned = true;
+const HALF: Tweak = |host| used(host, 256, 4);
+const FULL: Tweak = |host| used(host, 724, 4);
+const FULLER: Tweak = |host| used(host, 924, 4);
+
+/// The emptiest host wins under spread, the fullest that fits under pack, the name among equals.
+#[test]
+fn the_best_host_wins() {
+    check(&Case::new(&[HALF, ANY], |_| {}), "h2 1437 | h1 937 | NoHosts | ");
+    let mut pack = Case::new(&[HALF, ANY], |_| {});
+    pack.placement = PlacementPolicy::Pack;
+    check(&pack, "h1 1063 | h2 563 | NoHosts | ");
+    check(&Case::new(&[ANY, ANY, ANY], |_| {}), "h1 1437 | h2 1437 | NoHosts | ");
+}
+
+/// Hosts refused for one reason are told together, the largest group first, with what is needed and what is left.
+#[test]
+fn a_vm_that_fits_nowhere_hears_why_per_group() {
+    check(
+        &Case::new(&[FULL, CORDONED, FULLER, DOWN], |_| {}),
+        "- | - | Memory | 2 hosts: not enough memory (need 512 MiB, most free 300 MiB); 1 host: not up; 1 host: cordoned",
+    );
+    check(
+        &Case::new(&[ANY], |spec| spec.cpus = 17),
+        "- | - | Cpus | 1 host: not enough vCPUs (need 17, most free 16)",
+    );
+    check(&Case::new(&[], |_| {}), "- | - | NoHosts | the cluster has no hosts");
+}
+
+/// Each hard filter refuses what it is there for, and says it.
+#[test]
+fn every_filter_refuses_with_its_reason() {
+    let refused = |case: &Case, reason: &str, text: &str| {
+        check(case, &format!("- | - | {reason} | 1 host: {text}"));
+    };
+    let spec = |tweak: fn(&mut VmSpec)| Case::new(&[ANY], tweak);
+    refused(
+        &spec(|spec| spec.accel = AccelChoice::Kvm),
+        "AccelUnusable",
+        "no vCPU was seen to run as asked (probed)",
+    );
+    refused(&spec(|spec| spec.driver = DriverName::Test), "DriverMissing", "no driver test");
+    refused(
+        &spec(|spec| spec.machine = dunlin_model::vm::MachineType::Microvm),
+        "MachineType",
+        "no machine type microvm",
+    );
+    refused(&spec(|spec| "host,+vmx".clone_into(&mut spec.cpu_model)), "CpuModel", "no CPU model host");
+    let network = |spec: &mut VmSpec| {
+        let network = NicNetwork::Network("lan".parse().unwrap());
+        spec.nics.push(Nic { mac: None, model: dunlin_model::vm::NicModel::default(), network });
+    };
+    refused(&spec(network), "NetworkMissing", "no network lan");
+    refused(
+        &spec(|spec| spec.placement.host = Some("h9".parse().unwrap())),
+        "OtherHostAsked",
+        "the VM is to be on host h9",
+    );
+    let labels =
+        |spec: &mut VmSpec| drop(spec.placement.host_labels.insert("rack".to_owned(), "a".to_owned()));
+    refused(&spec(labels), "HostLabels", "no label rack=a");
+    let mut elsewhere = spec(|_| {});
+    elsewhere.fixed = Some(Fixed { host: uid(7), saved: false });
+    refused(&elsewhere, "VolumesElsewhere", "the VM's disks are on another host");
+    elsewhere.fixed = Some(Fixed { host: uid(7), saved: true });
+    refused(&elsewhere, "SavedElsewhere", "the VM's saved memory is on another host");
+    let mut apart = spec(|spec| drop(spec.placement.apart_from.insert("app".to_owned(), "db".to_owned())));
+    apart.guests = vec![(uid(1), vm(2, &[("app", "db")], VmSpec::new(64)))];
+    refused(&apart, "ApartFrom", "a VM labelled app=db is there");
+    let mut moving = spec(|_| {});
+    moving.from = Some(uid(1));
+    refused(&moving, "IsSource", "the VM runs there already");
+    let mut unable = Case::new(&[|host| host.status.capabilities.drivers[0].powers.clear()], |_| {});
+    unable.from = Some(uid(9));
+    refused(&unable, "CannotMigrate", "its driver takes no live migration");
+}
+
+proptest! {
+    /// However many VMs one round places, no host is sold twice over, and nothing is refused while some host has room.
+    #[test]
+    fn a_round_never_oversells(sizes in proptest::collection::vec((16_u64..600, 1_u32..6), 1..60), pack: bool) {
+        let fleet = hosts(&[ANY, HALF, FULL, ANY]);
+        let placement = if pack { PlacementPolicy::Pack } else { PlacementPolicy::Spread };
+        let vms: Vec<Vm> = (1..).zip(&sizes).map(|(number, (mem, cpus))| {
+            let mut vm = vm(number, &[], VmSpec::new(*mem));
+            vm.spec.cpus = *cpus;
+            vm
+        }).collect();
+        let mut snapshot = Snapshot::new(policy(placement), fleet.iter(), std::iter::empty());
+        for vm in &vms {
+            let request = Request::start(vm);
+            match place(&snapshot, &request).host() {
+                Some(host) => snapshot.take(host, &request),
+                None => {
+                    let policy = snapshot.policy;
+                    let fits = snapshot.hosts.iter().any(|row| {
+                        row.mem_free_mib(&policy) >= vm.spec.mem_mib
+                            && row.cpus_free(&policy) >= u64::from(vm.spec.cpus)
+                    });
+                    prop_assert!(!fits);
+                }
+            }
+        }
+        let policy = snapshot.policy;
+        for row in &snapshot.hosts {
+            prop_assert!(row.reserved.mem_mib <= row.mem_total_mib(&policy));
+            prop_assert!(row.reserved.cpus <= row.cpus_total(&policy));
+        }
+    }
+}

@@ -8,7 +8,7 @@ use dunlin_model::vm::{Power, VmSpec};
 use dunlin_model::{HostId, Kind, Labels, MigrationId, TaskId, Timestamp, VmId};
 use dunlin_state::{Command, Write};
 
-use super::{Observed, World};
+use super::{Line, Observed, World};
 
 /// VMs at once: few enough that each gets into trouble often.
 const VMS_MAX: usize = 5;
@@ -119,12 +119,12 @@ impl World {
             10..=14 => {
                 self.disconnect(index);
                 self.hosts[index].crash_agent();
-                self.note(|| format!("agent {index} dies"));
+                self.note(Line::Fault("agent dies", index));
             }
             15..=17 => {
                 self.disconnect(index);
                 self.hosts[index].lose_power();
-                self.note(|| format!("host {index} loses power"));
+                self.note(Line::Fault("host loses power", index));
             }
             18 => {
                 // Its disk is new: nothing is known there any more.
@@ -132,7 +132,7 @@ impl World {
                 self.hosts[index].lose_power();
                 self.hosts[index].disk.clear();
                 self.hosts[index].journal.clear();
-                self.note(|| format!("host {index} loses its disk"));
+                self.note(Line::Fault("host loses its disk", index));
             }
             19..=34 => self.kill_process(index),
             35..=42 => self.change_leader(),
@@ -150,7 +150,7 @@ impl World {
         host.powered = true;
         host.agent_up = true;
         host.find_again();
-        self.note(|| format!("agent {index} is back"));
+        self.note(Line::Fault("agent is back", index));
     }
 
     fn kill_process(&mut self, index: usize) {
@@ -160,12 +160,12 @@ impl World {
         let off = runs && self.rng.chance(20);
         let cause = if off { EndCause::GuestShutdown } else { EndCause::Died };
         self.hosts[index].end(vm, cause, "killed");
-        self.note(|| format!("{vm} on host {index}: {cause:?}"));
+        self.note(Line::Guest(vm, cause));
     }
 
     /// What the old leader proposed lands in part; the new one has seen nothing yet.
     fn change_leader(&mut self) {
-        self.note(|| "the leader changes".to_owned());
+        self.note(Line::Fault("the leader changes", 0));
         for index in 0..self.hosts.len() {
             self.disconnect(index);
         }

@@ -5,7 +5,7 @@ use dunlin_model::{MigrationId, Timestamp, VmId};
 use dunlin_state::Command;
 
 use super::agent::{Send, Stage};
-use super::{World, capabilities};
+use super::{Line, World, capabilities};
 
 impl World {
     /// Agents that have no session get one, sooner or later.
@@ -40,7 +40,7 @@ impl World {
             let id = host.id;
             self.links.remove(&id);
             self.observed.close(id, session, Timestamp(self.now));
-            self.note(|| format!("session of {id} is lost"));
+            self.note(Line::Fault("session lost", index));
         }
     }
 

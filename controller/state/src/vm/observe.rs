@@ -2,6 +2,7 @@
 
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase};
+use dunlin_model::migration::MigrationPhase;
 use dunlin_model::vm::{Power, RestartPolicy, Vm, VmPhase};
 use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Object, VmId};
 
@@ -114,6 +115,11 @@ pub(crate) fn observe(
             "VM {}: incarnation {incarnation} on that host is not the one that may run ({})",
             vm.metadata.name, vm.status.incarnation
         );
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    if draft.state.migration_of(&vm).is_some_and(|m| m.status.phase == MigrationPhase::Switching) {
+        // What its process does decides first how the migration ends.
+        let message = format!("VM {} is being handed over", vm.metadata.name);
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     match seen {
