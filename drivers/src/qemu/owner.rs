@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::outgoing::Sending;
 use super::process::Process;
 use super::qmp::{Event, Qmp, QmpError};
-use super::record::{Record, RecordError, RunDir};
+use super::record::{Outgoing, Record, RecordError, RunDir};
 use super::save::Save;
 use super::{COMMAND_DEADLINE, Site, fail};
 use crate::error::DriverErrorKind;
@@ -534,14 +534,29 @@ impl Owner {
 /// A guest whose process is gone, as its record has it.
 pub(super) fn ended(record: &Record) -> Guest {
     let (cause, message) = record.ended.clone().unwrap_or((EndCause::Died, String::new()));
+    from_record(record, Run::Ended(cause, message), None)
+}
+
+/// A guest whose process lives and does not answer. It must be taken for one that runs: only what is known to be
+/// gone may be started elsewhere.
+pub(super) fn presumed(record: &Record, pid: u32) -> Guest {
+    let run = match record {
+        Record { incoming: true, ever_ran: false, .. } => Run::Incoming,
+        Record { outgoing: Some(Outgoing { switched: true, .. }), .. } => Run::Outgoing,
+        _ => Run::Running,
+    };
+    from_record(record, run, Some(pid))
+}
+
+fn from_record(record: &Record, run: Run, pid: Option<u32>) -> Guest {
     Guest {
         vm: record.vm,
         name: record.name.clone(),
         incarnation: record.incarnation,
-        run: Run::Ended(cause, message),
-        pid: None,
-        vnc: None,
-        endpoint: None,
+        pid,
+        vnc: record.vnc.clone().filter(|_| pid.is_some()),
+        endpoint: record.endpoint.clone().filter(|_| run == Run::Incoming),
+        run,
         send: None,
         ever_ran: record.ever_ran,
         reboots: record.reboots,

@@ -365,11 +365,19 @@ async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, 
     };
     let process = Arc::new(process);
     let _ = seat.process.set(Arc::clone(&process));
-    let up = seat.state.subscribe();
+    let (mut up, state) = (seat.state.subscribe(), seat.state.clone());
+    let presumed = owner::presumed(&record, process.id.pid);
     tokio::spawn(take_over(seat, record, process));
-    // What the guest does is known once QEMU has been asked; one that does not answer is listed when it does.
-    let mut up = up;
-    let _ = timeout(ADOPT_DEADLINE, up.wait_for(|state| !matches!(state, State::Coming))).await;
+    // What the guest does is known once QEMU has been asked.
+    if timeout(ADOPT_DEADLINE, up.wait_for(|state| !matches!(state, State::Coming))).await.is_err() {
+        state.send_if_modified(|state| {
+            let is_unknown = matches!(state, State::Coming);
+            if is_unknown {
+                *state = State::Up(presumed);
+            }
+            is_unknown
+        });
+    }
     Ok(Some((vm, handle)))
 }
 

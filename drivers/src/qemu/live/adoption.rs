@@ -1,6 +1,6 @@
 use dunlin_model::observed::EndCause;
 
-use super::{Fleet, is_alive, kill};
+use super::{Fleet, close, is_alive, kill};
 use crate::hypervisor::{Hypervisor, Run};
 use crate::qemu::record::RunDir;
 
@@ -11,7 +11,7 @@ async fn guests_outlive_the_driver() {
     let fleet = Fleet::new();
     let first = fleet.ticking("a").await;
     let before = fleet.guest(&first).await;
-    drop(first);
+    close(first).await;
     fleet.assert_goes_on("a").await;
 
     let second = fleet.driver("a");
@@ -20,13 +20,13 @@ async fn guests_outlive_the_driver() {
     fleet.say(&second, "ping x").await;
     fleet.wait_serial("a", "pong x").await;
     second.pause(fleet.vm).await.expect("pause");
-    drop(second);
+    close(second).await;
     let third = fleet.driver("a");
     assert_eq!(fleet.guest(&third).await.run, Run::Paused);
     third.resume(fleet.vm).await.expect("resume");
     let (console, _) = third.console(fleet.vm).expect("console");
     third.reboot_on_shutdown(fleet.vm, true).await.expect("flag");
-    drop(third);
+    close(third).await;
 
     // It powers off with nobody there: restarted by the next agent, because that was wanted.
     {
@@ -39,7 +39,7 @@ async fn guests_outlive_the_driver() {
     assert_eq!(fleet.guest(&fourth).await.pid, before.pid);
     fleet.wait_serial("a", "boot 2 ").await;
     fleet.assert_goes_on("a").await;
-    drop(fourth);
+    close(fourth).await;
     // And again, this time for good.
     {
         use tokio::io::AsyncWriteExt;
@@ -57,7 +57,7 @@ async fn guests_outlive_the_driver() {
     fifth.list().await.expect("adopts");
     let ended = fleet.until_ended(&fifth).await;
     assert!(matches!(ended.run, Run::Ended(EndCause::GuestShutdown, _)), "{ended:?}");
-    drop(fifth);
+    close(fifth).await;
     let sixth = fleet.driver("a");
     assert_eq!(fleet.guest(&sixth).await.run, ended.run, "an end is remembered until it is forgotten");
     fleet.end(&sixth).await;
@@ -72,7 +72,7 @@ async fn what_a_killed_agent_leaves_is_found() {
     launch.paused = true;
     let guest = first.start(launch.clone()).await.expect("start");
     let pid = guest.pid.expect("pid");
-    drop(first);
+    close(first).await;
 
     // Killed between the fork and the note of the process: only the lock and the command line tell.
     let dir = RunDir::new(&fleet.path("a"), fleet.vm);
@@ -94,7 +94,7 @@ async fn what_a_killed_agent_leaves_is_found() {
         assert!(third.list().await.expect("list").is_empty());
         let guest = third.start(launch.clone()).await.expect("the start is repeated");
         // Killed with its process: it was there, and has died without ever having run.
-        drop(third);
+        close(third).await;
         kill(guest.pid.expect("pid"));
         let fourth = fleet.driver("a");
         let guest = fleet.guest(&fourth).await;
@@ -105,7 +105,7 @@ async fn what_a_killed_agent_leaves_is_found() {
     // The pid belongs to somebody else by now: ours is gone, and the stranger is left alone.
     let fifth = fleet.driver("a");
     let guest = fifth.start(launch).await.expect("start");
-    drop(fifth);
+    close(fifth).await;
     kill(guest.pid.expect("pid"));
     let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("spawn");
     let mut record = dir.load().expect("load").expect("record");

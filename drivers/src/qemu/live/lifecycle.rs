@@ -112,6 +112,38 @@ async fn death_is_noticed() {
     fleet.end(&qemu).await;
 }
 
+/// A QEMU that hangs holds up nothing but its own guest: it is destroyed in time, and an agent that finds it says that
+/// it is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qemu_that_hangs_is_seen_and_can_be_destroyed() {
+    let fleet = Fleet::new();
+    let first = fleet.driver("a");
+    let guest = first.start(fleet.launch(&fleet.disk("a"), false)).await.expect("start");
+    let pid = rustix::process::Pid::from_raw(guest.pid.expect("pid").cast_signed()).expect("pid");
+    super::close(first).await;
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stop");
+    let second = fleet.driver("a");
+    let seen = fleet.guest(&second).await;
+    assert_eq!(
+        (seen.pid, seen.run),
+        (guest.pid, Run::Running),
+        "what lives and does not answer may well run"
+    );
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("continue");
+    // It answers again: the next connection is taken, and its owner is there.
+    second.pause(fleet.vm).await.expect("pause");
+    second.resume(fleet.vm).await.expect("resume");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stop");
+    let begun = Instant::now();
+    let (paused, destroyed) = tokio::join!(second.pause(fleet.vm), second.destroy(fleet.vm));
+    destroyed.expect("destroy");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(paused.is_err());
+    let ended = fleet.guest(&second).await;
+    assert!(matches!(ended.run, Run::Ended(EndCause::Told, _)), "{ended:?}");
+    fleet.end(&second).await;
+}
+
 /// What QEMU refuses reaches the user in QEMU's words, and nothing is left of the attempt; the next one is free.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_start_says_why_and_leaves_nothing() {

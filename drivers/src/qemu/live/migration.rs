@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 
-use super::{Fleet, slow};
+use super::{Fleet, close, slow};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{Hypervisor, Run, Send};
 
@@ -111,11 +111,11 @@ async fn agents_may_be_replaced_at_every_step() {
     let fleet = Fleet::new();
     let a = fleet.ticking("a").await;
     let (b, endpoint) = fleet.receiving("b").await;
-    drop(b);
+    close(b).await;
     let b = fleet.driver("b");
     assert_eq!(fleet.guest(&b).await.endpoint.as_ref(), Some(&endpoint), "still Incoming, at the same ports");
     a.migrate_out(fleet.vm, endpoint.clone(), slow()).await.expect("begin");
-    drop(a);
+    close(a).await;
     let a = fleet.driver("a");
     let guest = fleet.guest(&a).await;
     assert!(matches!(guest.send, Some(Send::Copying(_))) && guest.run == Run::Running, "{guest:?}");
@@ -126,12 +126,12 @@ async fn agents_may_be_replaced_at_every_step() {
     };
     let guest = fleet.until(&a, "memory flows", moving).await;
     assert!(matches!(guest.send, Some(Send::Copying(p)) if p.total_bytes > 128 << 20), "{guest:?}");
-    drop(a);
+    close(a).await;
     let a = fleet.driver("a");
     assert!(moving(&fleet.guest(&a).await));
     // Fast from here on; a driver has no verb for it.
     let path = fleet.path("a").join("guests").join(fleet.vm.to_string()).join("qmp.sock");
-    drop(a);
+    close(a).await;
     let (qmp, _) = crate::qemu::qmp::Qmp::connect(&path, tokio::time::Instant::now() + super::PATIENCE)
         .await
         .expect("monitor");
@@ -139,23 +139,25 @@ async fn agents_may_be_replaced_at_every_step() {
     drop(qmp);
     let a = fleet.driver("a");
     fleet.until_at_switchover(&a).await;
-    drop(a);
+    close(a).await;
     let a = fleet.driver("a");
     let guest = fleet.guest(&a).await;
     assert!(matches!(guest.send, Some(Send::AtSwitchover(_))) && guest.run == Run::Outgoing, "{guest:?}");
     a.migrate_switch(fleet.vm).await.expect("switch");
-    drop((a, b));
+    close(a).await;
+    close(b).await;
     let (a, b) = (fleet.driver("a"), fleet.driver("b"));
     fleet.until_arrived(&b).await;
     fleet.until_sent(&a).await;
-    drop((a, b));
+    close(a).await;
+    close(b).await;
     let (a, b) = (fleet.driver("a"), fleet.driver("b"));
     assert!(matches!(fleet.guest(&a).await.send, Some(Send::Sent(_))));
     let guest = fleet.guest(&b).await;
     assert!(guest.run == Run::Arrived && !guest.ever_ran, "{guest:?}");
     b.resume(fleet.vm).await.expect("resume");
     fleet.assert_goes_on("b").await;
-    drop(b);
+    close(b).await;
     let b = fleet.driver("b");
     assert_eq!(fleet.guest(&b).await.run, Run::Running);
     fleet.end(&a).await;

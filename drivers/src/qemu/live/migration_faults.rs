@@ -2,7 +2,7 @@ use dunlin_model::Incarnation;
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::EndCause;
 
-use super::{Fleet, kill, slow};
+use super::{Fleet, close, kill, slow};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{Guest, Hypervisor, Run, Send};
 
@@ -96,7 +96,7 @@ async fn a_destination_that_dies_at_the_switch_over_hands_back() {
     assert!(guest.run == Run::Outgoing && matches!(guest.send, Some(Send::Holding(_))), "{guest:?}");
     let error = a.migrate_cancel(fleet.vm).await.expect_err("too late");
     assert_eq!(error.kind, DriverErrorKind::Refused);
-    drop(a);
+    close(a).await;
     let a = fleet.driver("a");
     let guest = fleet.guest(&a).await;
     assert!(guest.run == Run::Outgoing && ended(&guest), "it holds still across a new agent: {guest:?}");

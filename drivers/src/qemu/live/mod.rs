@@ -272,6 +272,17 @@ impl Fleet {
     }
 }
 
+/// Ends a driver as the death of its agent would: when this returns, nothing of it is left but the guests.
+async fn close(qemu: Qemu) {
+    let left = std::sync::Arc::downgrade(&qemu.site);
+    drop(qemu);
+    let deadline = Instant::now() + PATIENCE;
+    while left.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "an owner does not end with its driver");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Whole records of the ring, by their number.
 fn ticks_on_disk(disk: &Path) -> BTreeSet<u64> {
     let bytes = std::fs::read(disk).expect("read the disk");

@@ -1,7 +1,7 @@
 use dunlin_model::Incarnation;
 use dunlin_model::observed::EndCause;
 
-use super::Fleet;
+use super::{Fleet, close};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{Hypervisor, Launch, LaunchMode, Run};
 
@@ -27,7 +27,7 @@ async fn a_saved_guest_goes_on_where_it_was() {
     assert_eq!(ended.run, Run::Ended(EndCause::Told, String::new()));
     assert_eq!(first.save(fleet.vm, file.clone()).await.expect("found done"), bytes);
     let last = fleet.last_tick("a").expect("ticked");
-    drop(first);
+    close(first).await;
 
     let second = fleet.driver("a");
     let restore = Launch {
@@ -53,15 +53,10 @@ async fn a_save_outlives_the_driver() {
     let fleet = Fleet::new();
     let first = fleet.ticking("a").await;
     let file = fleet.path("saved");
-    let asked = {
-        let file = file.clone();
-        let vm = fleet.vm;
-        tokio::spawn(async move {
-            tokio::time::timeout(std::time::Duration::from_millis(30), first.save(vm, file)).await
-        })
-    };
-    // The driver is dropped with the task, in the middle or after the end: both must come out the same.
-    let _ = asked.await.expect("task");
+    // The driver goes in the middle of it or after the end: both must come out the same.
+    let limit = std::time::Duration::from_millis(30);
+    let _ = tokio::time::timeout(limit, first.save(fleet.vm, file.clone())).await;
+    close(first).await;
     let second = fleet.driver("a");
     let bytes = second.save(fleet.vm, file.clone()).await.expect("the save is done");
     assert_eq!(std::fs::metadata(&file).expect("file").len(), bytes);
