@@ -151,6 +151,9 @@ pub(crate) struct ActRecord {
     pub(crate) incarnation: Incarnation,
     /// When it was begun, ms since 1970 by this host's clock; its patience is counted from here.
     pub(crate) begun_ms: u64,
+    /// When its power button was pressed again, ms since 1970; 0: never.
+    #[serde(default)]
+    pub(crate) pressed_ms: u64,
     /// Restarts of the guest's machine when it was begun.
     #[serde(default)]
     pub(crate) reboots: u32,

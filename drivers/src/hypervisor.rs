@@ -198,8 +198,12 @@ pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
     /// Kills the process and waits until it is gone. Done when there is none.
     async fn destroy(&self, vm: VmId) -> DriverResult<()>;
 
-    /// Forgets an ended guest and removes what the driver kept for it. Done when there is none.
+    /// Forgets an ended guest and removes what the driver kept for it but the serial log. Done when there is none.
     async fn forget(&self, vm: VmId) -> DriverResult<()>;
+
+    /// Removes the kept output of the serial console, which outlives every process of the VM and `forget`. Done when
+    /// there is none. Only for a VM that is discarded: no process is left.
+    async fn erase_log(&self, vm: VmId) -> DriverResult<()>;
 
     /// Stops the vCPUs.
     async fn pause(&self, vm: VmId) -> DriverResult<Guest>;

@@ -20,11 +20,17 @@ pub(crate) enum ActStep {
     Over,
     /// Journal that it is begun, then do it.
     Begin,
+    /// Press the power button again: a guest that was booting did not hear it.
+    Press,
     /// Call `save` (again), and see whether the file is there when the guest has ended.
     Save,
     /// Journal how it ended.
     End(TaskPhase, String),
 }
+
+/// Between two presses of a power button, ms. A guest hears it once its drivers are in, seconds after it began to boot;
+/// one that heard it already is not hurried by another press.
+const PRESS_EVERY_MS: u64 = 2_000;
 
 /// The next step of `order`, at `now_ms` since 1970.
 pub(crate) fn plan_act(record: &Record, order: &ActOrder, guest: Option<&Guest>, now_ms: u64) -> ActStep {
@@ -100,7 +106,13 @@ fn under_way(act: &ActRecord, order: &ActOrder, guest: Option<&Guest>, now_ms: u
                 let message = format!("the guest did not power off within {timeout_s} s");
                 return ActStep::End(TaskPhase::Failed, message);
             }
-            ActStep::Wait(until)
+            let press_at = act.pressed_ms.max(act.begun_ms).saturating_add(PRESS_EVERY_MS);
+            match guest.run == Run::Running {
+                true if now_ms >= press_at => ActStep::Press,
+                true => ActStep::Wait(until.min(press_at)),
+                // It cannot hear anything now.
+                false => ActStep::Wait(until),
+            }
         }
     }
 }

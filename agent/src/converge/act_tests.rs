@@ -35,7 +35,14 @@ fn step(act: &Act, begun: bool, cancel: bool, guest: Option<Guest>, now_ms: u64)
     let mut record = Record::new(VM, "vm".parse().unwrap());
     let incarnation = Incarnation(5);
     if begun {
-        let act = ActRecord { act: act.clone(), incarnation, begun_ms: BEGUN_MS, reboots: 3, ended: None };
+        let act = ActRecord {
+            act: act.clone(),
+            incarnation,
+            begun_ms: BEGUN_MS,
+            pressed_ms: 0,
+            reboots: 3,
+            ended: None,
+        };
         record.acts = BTreeMap::from([(TASK, act)]);
     }
     let order = ActOrder { task: TASK, vm: VM, incarnation, act: act.clone(), cancel };
@@ -43,6 +50,7 @@ fn step(act: &Act, begun: bool, cancel: bool, guest: Option<Guest>, now_ms: u64)
         ActStep::Wait(until) => format!("wait {}", until - BEGUN_MS),
         ActStep::Over => "over".to_owned(),
         ActStep::Begin => "begin".to_owned(),
+        ActStep::Press => "press".to_owned(),
         ActStep::Save => "save".to_owned(),
         ActStep::End(phase, message) => format!("{phase}: {message}"),
     }
@@ -78,7 +86,7 @@ fn judging() {
     let running = || Some(guest(Run::Running));
     let later = |act: &Act, guest| step(act, true, false, guest, BEGUN_MS + 1);
 
-    assert_eq!(later(&shutdown, running()), "wait 60000");
+    assert_eq!(later(&shutdown, running()), "wait 2000");
     assert_eq!(later(&shutdown, ended(EndCause::GuestShutdown)), "Succeeded: the guest powered off");
     assert_eq!(later(&shutdown, ended(EndCause::Died)), "Failed: the VM ended otherwise: so it was");
     assert_eq!(later(&shutdown, None), "Failed: the VM's process is gone");
@@ -87,7 +95,9 @@ fn judging() {
     assert_eq!(step(&shutdown, true, false, running(), BEGUN_MS + 60_000), given_up);
     assert_eq!(step(&shutdown, true, false, running(), BEGUN_MS - 1), given_up, "the clock was set back");
 
-    assert_eq!(later(&reboot, running()), "wait 60000");
+    assert_eq!(step(&shutdown, true, false, running(), BEGUN_MS + 2000), "press");
+    assert_eq!(later(&shutdown, Some(guest(Run::Paused))), "wait 60000");
+    assert_eq!(later(&reboot, running()), "wait 2000");
     let again = Guest { reboots: 4, ..guest(Run::Running) };
     assert_eq!(later(&reboot, Some(again)), "Succeeded: the guest powered off and was started again");
     assert_eq!(later(&reboot, ended(EndCause::GuestShutdown)), "Failed: the VM ended otherwise: so it was");

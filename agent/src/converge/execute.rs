@@ -231,6 +231,9 @@ impl Host {
         tracing::info!(%vm, name = %look.record.name, "removing what was made for it");
         self.drop_saved(vm, look).await?;
         self.unplug(vm, look).await?;
+        if let Ok(driver) = self.driver_of(look) {
+            driver.erase_log(vm).await?;
+        }
         self.volumes.remove(vm).await?;
         self.amend(vm, Record::bury).await?;
         for old in self.board.thin(TOMBSTONES_MAX) {
@@ -243,6 +246,14 @@ impl Host {
         match step {
             ActStep::Wait(_) | ActStep::Over => Ok(()),
             ActStep::Save => self.save(vm, look, order).await,
+            ActStep::Press => {
+                let pressed_ms = now_ms();
+                self.amend(vm, |record| {
+                    record.acts.entry(order.task).and_modify(|act| act.pressed_ms = pressed_ms);
+                })
+                .await?;
+                Ok(self.driver_of(look)?.shutdown(vm).await?)
+            }
             ActStep::End(phase, message) => self.end_act(vm, look, order, *phase, message.clone()).await,
             ActStep::Begin => {
                 tracing::info!(%vm, task = %order.task, act = order.act.as_str(), "beginning an act");
@@ -338,7 +349,7 @@ impl Host {
 
 fn begun(order: &ActOrder, reboots: u32) -> ActRecord {
     let (act, incarnation) = (order.act.clone(), order.incarnation);
-    ActRecord { act, incarnation, begun_ms: now_ms(), reboots, ended: None }
+    ActRecord { act, incarnation, begun_ms: now_ms(), pressed_ms: 0, reboots, ended: None }
 }
 
 /// May the same call work when it is made again?

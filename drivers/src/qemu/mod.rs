@@ -304,6 +304,15 @@ impl Hypervisor for Qemu {
         Ok(())
     }
 
+    async fn erase_log(&self, vm: VmId) -> DriverResult<()> {
+        match std::fs::remove_file(RunDir::new(&self.site.config.dir, vm).serial_log()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(fail("erase_log", DriverErrorKind::Transient, e.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn pause(&self, vm: VmId) -> DriverResult<Guest> {
         self.ask_guest(vm, Verb::Pause).await
     }
@@ -347,7 +356,7 @@ impl Hypervisor for Qemu {
         let found = self.guests().get(&vm).cloned();
         let handle =
             found.ok_or_else(|| fail("console", DriverErrorKind::NotFound, "there is no such guest"))?;
-        Ok((handle.dir.socket("console.sock", &handle.anchor), handle.dir.file("serial.log")))
+        Ok((handle.dir.socket("console.sock", &handle.anchor), handle.dir.serial_log()))
     }
 
     async fn sample(&self) -> DriverResult<Vec<Sample>> {

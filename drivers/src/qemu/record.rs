@@ -140,9 +140,18 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// The serial log: beside the guests' folders, since it outlives each process of the VM.
+    pub(super) fn serial_log(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        self.path.parent().unwrap_or(&self.path).with_file_name("logs").join(name).with_extension("log")
+    }
+
     /// Makes the folder ready for a new process. The serial log of earlier ones stays.
     pub(super) fn prepare(&self) -> Result<(), RecordError> {
         fs::create_dir_all(&self.path).map_err(|e| self.failed("create", "", e))?;
+        let log = self.serial_log();
+        fs::create_dir_all(log.parent().unwrap_or(&log))
+            .map_err(|e| self.failed("create", "../../logs", e))?;
         for name in ["qmp.sock", "console.sock", "qemu.log"] {
             match fs::remove_file(self.file(name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(self.failed("remove", name, e)),

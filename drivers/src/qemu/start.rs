@@ -240,7 +240,7 @@ fn fork(
     let console = UnixListener::bind(console).map_err(failed("cannot listen on", "console.sock"))?;
     let stream = UnixStream::connect(&monitor_path).map_err(failed("cannot connect to", "qmp.sock"))?;
     // Made here, because QEMU would wait for whatever the file system is writing back just then.
-    let serial_log = dir.file("serial.log");
+    let serial_log = dir.serial_log();
     File::options()
         .create(true)
         .append(true)

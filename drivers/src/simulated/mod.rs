@@ -324,7 +324,7 @@ impl Hypervisor for SimDriver {
             return Err(refused("forget", &entry.record));
         }
         // The record goes last: as long as it is there, forgetting can be taken up again.
-        for kind in ["console", "log", "guest"] {
+        for kind in ["console", "guest"] {
             match std::fs::remove_file(self.host.file(vm, kind)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(failed("forget", DriverErrorKind::Transient, error.to_string()));
@@ -334,6 +334,15 @@ impl Hypervisor for SimDriver {
         }
         table.guests.remove(&vm);
         Ok(())
+    }
+
+    async fn erase_log(&self, vm: VmId) -> DriverResult<()> {
+        match std::fs::remove_file(self.host.file(vm, "log")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(failed("erase_log", DriverErrorKind::Transient, error.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn pause(&self, vm: VmId) -> DriverResult<Guest> {
