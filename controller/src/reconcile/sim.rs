@@ -15,7 +15,6 @@ use dunlin_model::capabilities::{
 };
 use dunlin_model::desired::DesiredSet;
 use dunlin_model::host::HostPhase;
-use dunlin_model::task::Act;
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{ClusterId, HostId, Incarnation, Labels, Timestamp, VmId};
 use dunlin_state::{Command, Stamp, State, Write, apply, invariant};
@@ -293,6 +292,10 @@ impl World {
     }
 
     fn at_rest(&self) {
+        let proposed = step(&self.state, &self.observed, Timestamp(self.now));
+        if !proposed.is_empty() {
+            self.fail(&format!("at rest, and still {proposed:?}"));
+        }
         if let Some(migration) = self.state.active_migrations().next() {
             self.fail(&format!("migration {} never ends", migration.metadata.name));
         }
@@ -390,15 +393,24 @@ fn a_vm_never_runs_twice_and_the_fleet_heals() {
                 migration.status.outcome.map_or("none".to_owned(), |outcome| format!("{outcome:?}"));
             *outcomes.entry(outcome).or_default() += 1;
         }
-        for task in world.state.tasks().filter(|task| task.spec.act == Act::Drain) {
-            *outcomes.entry(format!("drain {}", task.status.phase)).or_default() += 1;
+        for task in world.state.tasks() {
+            *outcomes.entry(format!("{} {}", task.spec.act.as_str(), task.status.phase)).or_default() += 1;
         }
     }
     println!("{count} seeds from {from}: {outcomes:?}");
     // A simulation that never gets far proves nothing: each way out must have been taken.
     if count >= SEEDS {
-        for outcome in ["Moved", "StayedOnSource", "HandedBack", "Restarted", "Gone"] {
-            assert!(outcomes.contains_key(outcome), "no migration ended {outcome}: {outcomes:?}");
+        for outcome in [
+            "Moved",
+            "StayedOnSource",
+            "HandedBack",
+            "Restarted",
+            "Gone",
+            "save Succeeded",
+            "shutdown Succeeded",
+            "drain Succeeded",
+        ] {
+            assert!(outcomes.contains_key(outcome), "nothing ended {outcome}: {outcomes:?}");
         }
     }
 }

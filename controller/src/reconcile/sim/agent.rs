@@ -17,6 +17,8 @@ use dunlin_model::{HostId, Incarnation, MigrationId, Name, Revision, TaskId, VmI
 use super::Rng;
 use crate::reconcile::Report;
 
+pub(super) type Said = (BTreeMap<VmId, ObservedVm>, BTreeMap<TaskId, ActReport>, Revision);
+
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) id: HostId,
@@ -26,9 +28,11 @@ pub(super) struct Host {
     pub(super) processes: BTreeMap<VmId, Guest>,
     pub(super) disk: BTreeMap<VmId, Record>,
     pub(super) journal: BTreeMap<TaskId, ActReport>,
+    /// Saves whose guest has ended and whose file is made durable at a time.
+    saves: Vec<(u64, TaskId, VmId, String)>,
     /// Memory of the agent process.
     pub(super) set: Option<DesiredSet>,
-    pub(super) said: Option<(BTreeMap<VmId, ObservedVm>, BTreeMap<TaskId, ActReport>, Revision)>,
+    pub(super) said: Option<Said>,
 }
 
 /// What the agent keeps on disk of one VM.
@@ -104,6 +108,7 @@ impl Host {
             processes: BTreeMap::new(),
             disk: BTreeMap::new(),
             journal: BTreeMap::new(),
+            saves: Vec::new(),
             set: None,
             said: None,
         }
@@ -147,8 +152,22 @@ impl Host {
         }
     }
 
+    /// A saved file becomes whole some time after its guest has ended; an agent that was away finds it so.
+    fn finish_saves(&mut self, now: u64) {
+        let whole = self.saves.iter().filter(|(at, ..)| *at <= now).cloned().collect::<Vec<_>>();
+        self.saves.retain(|(at, ..)| *at > now);
+        for (_, task, vm, path) in whole {
+            let Some(record) = self.disk.get_mut(&vm) else { continue };
+            record.saved = Some((path, 1));
+            if let Some(report) = self.journal.get_mut(&task) {
+                report.phase = TaskPhase::Succeeded;
+            }
+        }
+    }
+
     /// Acts on a part of the difference: the rest waits for another tick, as real work does.
     pub(super) fn converge(&mut self, rng: &mut Rng, now: u64) {
+        self.finish_saves(now);
         let Some(set) = self.set.clone() else { return };
         for one in &set.assignments {
             if rng.chance(70) {
@@ -157,29 +176,26 @@ impl Host {
         }
         for order in &set.acts {
             if rng.chance(50) && !self.journal.contains_key(&order.task) {
-                self.begin(order.task, order.vm, order.incarnation, &order.act);
+                self.begin(order.task, order.vm, order.incarnation, &order.act, now);
             }
         }
         self.journal.retain(|task, _| set.acts.iter().any(|order| order.task == *task));
     }
 
-    fn begin(&mut self, task: TaskId, vm: VmId, incarnation: Incarnation, act: &Act) {
+    fn begin(&mut self, task: TaskId, vm: VmId, incarnation: Incarnation, act: &Act, now: u64) {
         let guest = self.processes.get(&vm).filter(|guest| guest.incarnation == incarnation);
         let ready = guest.is_some_and(|guest| {
             matches!(guest.stage, Stage::Running | Stage::Paused) && guest.send.is_none()
         });
-        let phase = if ready { TaskPhase::Succeeded } else { TaskPhase::Failed };
-        if ready {
-            match act {
-                Act::Shutdown { .. } => self.end(vm, EndCause::GuestShutdown, "powered off"),
-                Act::Save => {
-                    self.end(vm, EndCause::Told, "saved");
-                    if let Some(record) = self.disk.get_mut(&vm) {
-                        record.saved = Some((format!("/saved/{vm}/{incarnation}"), 1));
-                    }
-                }
-                _ => {}
+        let mut phase = if ready { TaskPhase::Succeeded } else { TaskPhase::Failed };
+        match act {
+            Act::Shutdown { .. } if ready => self.end(vm, EndCause::GuestShutdown, "powered off"),
+            Act::Save if ready => {
+                self.end(vm, EndCause::Told, "saved");
+                self.saves.push((now + 100, task, vm, format!("/saved/{vm}/{incarnation}")));
+                phase = TaskPhase::Running;
             }
+            _ => {}
         }
         let report = ActReport { task, phase, progress_percent: 100, message: "as it was found".to_owned() };
         self.journal.insert(task, report);
