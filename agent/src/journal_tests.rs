@@ -37,6 +37,7 @@ fn full(vm: u128, incarnation: u64) -> Record {
         act: Act::Save,
         incarnation,
         begun_ms: 1,
+        pressed_ms: 0,
         reboots: 0,
         ended: Some((TaskPhase::Succeeded, "saved".to_owned())),
     };

@@ -107,7 +107,7 @@ fn under_way(act: &ActRecord, order: &ActOrder, guest: Option<&Guest>, now_ms: u
                 return ActStep::End(TaskPhase::Failed, message);
             }
             let press_at = act.pressed_ms.max(act.begun_ms).saturating_add(PRESS_EVERY_MS);
-            match guest.run == Run::Running {
+            match here.is_some_and(|guest| guest.run == Run::Running) {
                 true if now_ms >= press_at => ActStep::Press,
                 true => ActStep::Wait(until.min(press_at)),
                 // It cannot hear anything now.
