@@ -30,17 +30,14 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     save_and_restore_keep_the_guest(&fleet, &disk)?;
 
     // The power button is heard once the guest's late drivers are in.
-    eventually("the guest is ready", BOOT_LIMIT, || {
-        let log = fleet.ok(&["vm", "logs", "web"]).map_err(|e| e.to_string())?;
-        if log.contains("ready button=") { Ok(()) } else { Err("not ready yet".to_owned()) }
-    })?;
+    ready(&fleet, 1)?;
     fleet.ok(&["vm", "reboot", "web", "--wait"])?;
     let rebooted = boots(&fleet, &disk, 2)?;
     fleet.ok(&["vm", "reset", "web", "--wait"])?;
     let reset = boots(&fleet, &disk, rebooted.boots + 1)?;
     assert_eq!(fleet.vm("web")?.status.pid, Some(u32::try_from(fleet.guests(&vm)[0].pid)?));
 
-    ready_again(&fleet, 3)?;
+    ready(&fleet, reset.boots)?;
     fleet.ok(&["vm", "shutdown", "web", "--wait"])?;
     let stopped = fleet.wait_phase("web", VmPhase::Stopped, VERB_LIMIT)?;
     assert!(fleet.guests(&stopped).is_empty(), "a stopped guest has a process");
@@ -124,10 +121,12 @@ fn boots(fleet: &Fleet, disk: &std::path::Path, wanted: u64) -> anyhow::Result<R
     })
 }
 
-fn ready_again(fleet: &Fleet, times: usize) -> anyhow::Result<()> {
-    eventually("the guest is ready again", BOOT_LIMIT, || {
+/// Waits until the guest says that it is ready in its boot of that number.
+fn ready(fleet: &Fleet, boot: u64) -> anyhow::Result<()> {
+    let begins = format!("boot {boot} ");
+    eventually("the guest is ready", BOOT_LIMIT, || {
         let log = fleet.ok(&["vm", "logs", "web"]).map_err(|e| e.to_string())?;
-        let seen = log.matches("ready button=").count();
-        if seen >= times { Ok(()) } else { Err(format!("{seen} times of {times}")) }
+        let since = log.split_once(&begins).map_or("", |(_, since)| since);
+        if since.contains("ready button=") { Ok(()) } else { Err(format!("not ready in boot {boot} yet")) }
     })
 }
