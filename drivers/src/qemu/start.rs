@@ -103,7 +103,6 @@ impl Seat {
             state,
             running: false,
             arrived: false,
-            parked: false,
             resumed_at_ms: None,
             sending: None,
             save: None,

@@ -26,7 +26,7 @@ async fn with_a_disk_of_its_own() {
     let guest = fleet.until_at_switchover(&a).await;
     assert_eq!(guest.run, Run::Outgoing);
     assert_eq!(fleet.guest(&b).await.run, Run::Incoming, "nothing runs there before it is told");
-    assert_eq!(a.resume(fleet.vm).await.expect_err("handed over").kind, DriverErrorKind::Busy);
+    assert_eq!(a.resume(fleet.vm).await.expect_err("handed over").kind, DriverErrorKind::Refused);
     a.migrate_switch(fleet.vm).await.expect("switch");
     a.migrate_switch(fleet.vm).await.expect("switch again");
     let arrived = fleet.until_arrived(&b).await;
