@@ -351,8 +351,17 @@ impl Owner {
             self.record.ever_ran = true;
             self.store(true).await?;
         }
+        self.let_run().await
+    }
+
+    /// Lets the vCPUs run, and hears when they began: QEMU says so before it answers.
+    pub(super) async fn let_run(&mut self) -> Result<(), Fault> {
         self.qmp.run("cont", json!({})).await?;
         self.running = true;
+        while let Ok(event) = self.events.try_recv() {
+            let heard = self.hear(event).await;
+            self.note(heard);
+        }
         Ok(())
     }
 
