@@ -327,16 +327,22 @@ impl Hypervisor for Qemu {
 
     async fn save(&self, vm: VmId, file: PathBuf) -> DriverResult<u64> {
         let handle = self.handle(vm, "save").await?;
-        if let Some(Guest { run: Run::Ended(EndCause::Told, _), .. }) = handle.guest()
-            && let Ok(found) = std::fs::metadata(&file)
-        {
-            return Ok(found.len());
+        // Done by an earlier call, or by the owner of a guest that was just taken over.
+        let done = || match handle.guest() {
+            Some(Guest { run: Run::Ended(EndCause::Told, _), .. }) => {
+                Some(std::fs::metadata(&file).ok()?.len())
+            }
+            _ => None,
+        };
+        if let Some(bytes) = done() {
+            return Ok(bytes);
         }
-        match self.ask(vm, Verb::Save(file), SAVE_DEADLINE).await? {
-            Answer::Bytes(bytes) => Ok(bytes),
-            Answer::Done | Answer::Guest(_) => {
+        match self.ask(vm, Verb::Save(file.clone()), SAVE_DEADLINE).await {
+            Ok(Answer::Bytes(bytes)) => Ok(bytes),
+            Ok(Answer::Done | Answer::Guest(_)) => {
                 Err(fail("save", DriverErrorKind::Refused, "the guest's owner gave another answer"))
             }
+            Err(e) => done().ok_or(e),
         }
     }
 

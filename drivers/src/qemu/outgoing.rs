@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::COMMAND_DEADLINE;
 use super::incoming::set_capabilities;
 use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
@@ -153,6 +154,7 @@ impl Owner {
         self.record.outgoing = Some(Outgoing {
             endpoint,
             limits,
+            incarnation: self.record.incarnation,
             was_running: self.running,
             mirrored: false,
             switched: false,
@@ -172,6 +174,8 @@ impl Owner {
 
     async fn mirror_all(&mut self) -> Result<(), Fault> {
         let Some(outgoing) = self.record.outgoing.clone() else { return Ok(()) };
+        // An agent that died within a hand-back may have left the mirrors of the sending before.
+        self.clear_mirrors().await;
         set_capabilities(&self.qmp, true).await?;
         let speed = outgoing.limits.bandwidth_mib_s << 20;
         let downtime_ms = (outgoing.limits.downtime_ms / FIRST_DOWNTIME_DIVISOR).max(1);
@@ -434,10 +438,35 @@ impl Owner {
         }
     }
 
-    /// The process goes on after a hand-back: what the sending left is cleared away.
-    pub(super) async fn clear_sending(&mut self) {
+    /// Before the guest is paused or resumed here. One that was sent, or stands at the switch-over, needs a hand-back
+    /// for that: an incarnation above the one it was sent under.
+    pub(super) async fn take_back(&mut self) -> Result<(), Fault> {
+        let Some(sending) = &self.sending else { return Ok(()) };
+        match &sending.phase {
+            Phase::Cancelled(_) => return Ok(()),
+            Phase::AtSwitchover | Phase::Sent(_) | Phase::Holding(_) => {}
+            _ => return Err(Fault::Busy("it is being sent to another host".to_owned())),
+        }
+        let sent_as = self.record.outgoing.as_ref().map(|outgoing| outgoing.incarnation);
+        if sent_as.is_some_and(|sent_as| self.record.incarnation <= sent_as) {
+            return Err(Fault::Refused("it was given to another host and not handed back".to_owned()));
+        }
+        if sending.phase == Phase::AtSwitchover {
+            self.undo("handed back".to_owned()).await?;
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            while self.sending.as_ref().is_some_and(Sending::is_under_way) {
+                if Instant::now() > deadline {
+                    return Err(Fault::Busy("its sending is still being undone".to_owned()));
+                }
+                sleep(RETRY_EVERY).await;
+                self.advance_sending().await?;
+            }
+        }
+        self.record.outgoing = None;
+        self.store(true).await?;
         self.clear_mirrors().await;
         self.sending = None;
+        Ok(())
     }
 
     async fn clear_mirrors(&self) {

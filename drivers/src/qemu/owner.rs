@@ -168,8 +168,6 @@ pub(super) struct Owner {
     pub(super) running: bool,
     /// All of an incoming migration is here.
     pub(super) arrived: bool,
-    /// It was received, and is to stand still.
-    pub(super) parked: bool,
     pub(super) resumed_at_ms: Option<u64>,
     pub(super) sending: Option<Sending>,
     pub(super) save: Option<Save>,
@@ -231,8 +229,8 @@ impl Owner {
         let run = match &record.ended {
             Some((cause, message)) => Run::Ended(*cause, message.clone()),
             None if send.as_ref().is_some_and(holds) => Run::Outgoing,
-            None if record.incoming && !record.ever_ran && self.arrived && !self.parked => Run::Arrived,
-            None if record.incoming && !record.ever_ran && !self.parked => Run::Incoming,
+            None if record.incoming && !record.ever_ran && self.arrived => Run::Arrived,
+            None if record.incoming && !record.ever_ran => Run::Incoming,
             // The stop before the switch-over is not somebody's pause.
             None if self.sending.as_ref().is_some_and(Sending::is_under_way) => {
                 let ran = record.outgoing.as_ref().is_some_and(|outgoing| outgoing.was_running);
@@ -327,18 +325,12 @@ impl Owner {
     }
 
     async fn pause(&mut self) -> Result<(), Fault> {
-        if self.sending.as_ref().is_some_and(Sending::is_under_way) || self.save.is_some() {
-            return Err(Fault::Busy("its memory is being sent or saved".to_owned()));
-        }
+        self.be_free_to_run().await?;
         if self.record.incoming && !self.record.ever_ran {
+            // Received, and to stand still: from here on it is a paused guest like any other.
             self.ready_to_run().await?;
-            self.parked = true;
-        }
-        if self.sending.as_ref().is_some_and(Sending::has_left) {
-            // Handed back, as with `resume`, but to stand still.
-            self.record.outgoing = None;
+            self.record.incoming = false;
             self.store(true).await?;
-            self.clear_sending().await;
         }
         if self.running {
             self.qmp.run("stop", json!({})).await?;
@@ -348,29 +340,37 @@ impl Owner {
     }
 
     async fn resume(&mut self) -> Result<(), Fault> {
-        if self.sending.as_ref().is_some_and(Sending::is_under_way) || self.save.is_some() {
-            return Err(Fault::Busy("its memory is being sent or saved".to_owned()));
-        }
+        self.be_free_to_run().await?;
         if self.running {
             return Ok(());
         }
         if self.record.incoming && !self.record.ever_ran {
             self.ready_to_run().await?;
         }
-        let was_sent = self.sending.as_ref().is_some_and(Sending::has_left);
-        if was_sent {
-            self.record.outgoing = None;
-        }
-        if was_sent || !self.record.ever_ran {
+        if !self.record.ever_ran {
             self.record.ever_ran = true;
             self.store(true).await?;
         }
-        if was_sent {
-            self.clear_sending().await;
-        }
+        self.let_run().await
+    }
+
+    /// Lets the vCPUs run, and hears when they began: QEMU says so before it answers.
+    pub(super) async fn let_run(&mut self) -> Result<(), Fault> {
         self.qmp.run("cont", json!({})).await?;
         self.running = true;
+        while let Ok(event) = self.events.try_recv() {
+            let heard = self.hear(event).await;
+            self.note(heard);
+        }
         Ok(())
+    }
+
+    /// Neither a save nor a sending has a claim on it.
+    async fn be_free_to_run(&mut self) -> Result<(), Fault> {
+        if self.save.is_some() {
+            return Err(Fault::Busy("its memory is being saved".to_owned()));
+        }
+        self.take_back().await
     }
 
     async fn adopt_incarnation(&mut self, incarnation: Incarnation) -> Result<Answer, Fault> {

@@ -42,7 +42,7 @@ pub(super) struct Record {
     pub(super) token: String,
     /// Set right after the fork.
     pub(super) process: Option<ProcessId>,
-    /// Its memory comes from another host.
+    /// Its memory comes from another host, and nobody has taken it over yet.
     pub(super) incoming: bool,
     /// It came up whole. What died before this point was never there.
     pub(super) started: bool,
@@ -67,6 +67,8 @@ pub(super) struct Record {
 pub(super) struct Outgoing {
     pub(super) endpoint: Endpoint,
     pub(super) limits: MigrationLimits,
+    /// The incarnation it was sent under: only a higher one may run here again.
+    pub(super) incarnation: Incarnation,
     /// vCPUs ran when it began.
     pub(super) was_running: bool,
     /// All mirrors and exports were asked for.

@@ -60,6 +60,13 @@ pub(super) async fn restore(qmp: &Qmp, file: &Path) -> Result<(), Fault> {
 impl Owner {
     /// Begins a save, or joins the one of the same file. The reply comes when it is done.
     pub(super) async fn save(&mut self, file: PathBuf, reply: Reply) {
+        if self.record.ending == Some(EndCause::Told)
+            && self.record.saving.as_ref().is_some_and(|saving| saving.file == file)
+            && let Ok(sealed) = std::fs::metadata(&file)
+        {
+            // Sealed already; its process is on its way out.
+            return self.at_end.push((reply, Answer::Bytes(sealed.len())));
+        }
         let under_way = self.record.saving.as_ref().map(|saving| saving.file == file);
         let result = match (under_way, &mut self.save) {
             (Some(true), Some(save)) => return save.waiting.push(reply),

@@ -103,7 +103,6 @@ impl Seat {
             state,
             running: false,
             arrived: false,
-            parked: false,
             resumed_at_ms: None,
             sending: None,
             save: None,
@@ -293,8 +292,7 @@ impl Owner {
         (self.record.started, self.record.ever_ran) = (true, runs);
         self.store(false).await?;
         if runs {
-            self.qmp.run("cont", json!({})).await?;
-            self.running = true;
+            self.let_run().await?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod adoption;
 mod boards;
+mod conforms;
 mod lifecycle;
 mod migration;
 mod migration_faults;
