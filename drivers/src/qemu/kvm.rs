@@ -80,6 +80,7 @@ struct Report {
     suberror: u32,
 }
 
+/// The child writes its message whole: it is far below what a pipe takes in one piece.
 const REPORT_BYTES: usize = size_of::<Report>();
 
 #[repr(C)]

@@ -4,7 +4,8 @@
 //! <dir>/guests/<vm uid>/  guest.json    what cannot be seen by asking QEMU, written before it is acted upon
 //!                         lock          held by the process from fork to death
 //!                         qmp.sock      the monitor         console.sock  the serial port
-//!                         serial.log    all it ever said    qemu.log      QEMU's own words
+//!                         qemu.log      QEMU's own words
+//! <dir>/logs/<vm uid>.log   all that any process of the VM said on its serial port
 //! ```
 //! Owns the format and its versions. Knows no process and no QMP.
 

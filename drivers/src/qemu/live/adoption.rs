@@ -1,3 +1,5 @@
+//! What a new agent finds of an old one: guests as they are, ends as they were, and nothing half-made.
+
 use dunlin_model::observed::EndCause;
 
 use super::{Fleet, close, is_alive, kill};

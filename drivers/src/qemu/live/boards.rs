@@ -1,3 +1,5 @@
+//! Every board, bus, format and card there is, against the QEMU of this machine.
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,3 +1,5 @@
+//! The conformance suite on two hosts with real guests.
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! One guest on one host, from start to end, and what its host can do.
+
 use std::time::{Duration, Instant};
 
 use dunlin_model::Incarnation;
@@ -63,6 +65,8 @@ async fn lifecycle() {
     let ended = fleet.guest(&qemu).await;
     assert!(matches!(ended.run, Run::Ended(EndCause::Told, _)) && !ended.ever_ran, "{ended:?}");
     fleet.end(&qemu).await;
+    assert!(fleet.serial("a").exists(), "the log outlives its guest");
+    qemu.erase_log(fleet.vm).await.expect("erase");
     assert!(!fleet.serial("a").exists());
 }
 
@@ -169,7 +173,7 @@ async fn a_refused_start_says_why_and_leaves_nothing() {
         let error = qemu.start(launch).await.expect_err(part);
         assert!(error.message.contains(part), "{part:?} in {error}");
         assert!(qemu.list().await.expect("list").is_empty());
-        assert!(!fleet.serial("a").parent().expect("folder").exists(), "{part}: a folder is left");
+        assert!(!fleet.run_dir("a").file("").exists(), "{part}: a folder is left");
     }
     let error = super::Qemu::new(no_program).start(good.clone()).await.expect_err("no program");
     assert!(error.message.contains("no-qemu") && error.message.contains("No such file"), "{error}");

@@ -1,3 +1,5 @@
+//! Migrations that do not arrive: who has the guest afterwards.
+
 use dunlin_model::Incarnation;
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::EndCause;

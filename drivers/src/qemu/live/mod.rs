@@ -25,13 +25,15 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::record::RunDir;
 use super::{Qemu, QemuConfig};
 use crate::hypervisor::{Guest, Hypervisor, Launch, LaunchDisk, LaunchMode, LaunchNic, Notice, Run, Send};
 
 /// Everything here is done within a second or two; a busy builder may need ten times that.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// A disk's ring of ticks begins here and has slots of this size; see tests/guest/record.h.
+/// A disk's ring of ticks begins here; see tests/guest/record.h.
 const RING_START: usize = 1 << 20;
+/// One tick's place in the ring; see tests/guest/record.h.
 const SLOT_BYTES: usize = 512;
 
 /// The folder with the guest's kernel, made when it is not there.
@@ -75,13 +77,8 @@ impl Fleet {
         self.dir.path().join(name)
     }
 
-    /// Another QEMU than the machine's can be named in DUNLIN_TEST_QEMU.
     fn driver(&self, host: &str) -> Qemu {
-        let mut config = QemuConfig::new(self.path(host));
-        if let Some(binary) = std::env::var_os("DUNLIN_TEST_QEMU") {
-            config.binary = binary.into();
-        }
-        Qemu::new(config)
+        Qemu::new(QemuConfig::new(self.path(host)))
     }
 
     /// The ticking guest with one disk.
@@ -147,13 +144,23 @@ impl Fleet {
         (qemu, guest.endpoint.expect("an endpoint"))
     }
 
+    fn run_dir(&self, host: &str) -> RunDir {
+        RunDir::new(&self.path(host), self.vm)
+    }
+
     fn serial(&self, host: &str) -> PathBuf {
-        self.path(host).join("guests").join(self.vm.to_string()).join("serial.log")
+        self.run_dir(host).serial_log()
     }
 
     /// Every tick that was printed on `host`.
     fn ticks(&self, host: &str) -> Vec<u64> {
-        let text = std::fs::read(self.serial(host)).unwrap_or_default();
+        self.ticks_across(&[host])
+    }
+
+    /// Every tick that was printed on one host after the other. A line may begin on one and end on the next.
+    fn ticks_across(&self, hosts: &[&str]) -> Vec<u64> {
+        let text: Vec<u8> =
+            hosts.iter().flat_map(|host| std::fs::read(self.serial(host)).unwrap_or_default()).collect();
         let text = String::from_utf8_lossy(&text);
         // The last line may be half written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);

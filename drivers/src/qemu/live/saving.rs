@@ -1,3 +1,5 @@
+//! Memory to a file and back.
+
 use dunlin_model::Incarnation;
 use dunlin_model::observed::EndCause;
 
