@@ -244,7 +244,7 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("DUNLIN_KEEP").is_some() {
+        if std::thread::panicking() || std::env::var_os("DUNLIN_LOGS").is_some() {
             self.tell_logs();
         }
         let dir = self.dir().display().to_string();
