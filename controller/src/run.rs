@@ -22,9 +22,9 @@ use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason};
 use crate::session::Gate;
 
-/// How often a quiet connection is tried, and how long its answer may take: a client or agent whose host lost its
-/// power must not hold its streams for ever.
+/// How often a quiet connection is tried: a client or agent whose host lost its power must not hold its streams for ever.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// How long the answer to that may take; a busy client is not cut off for being slow.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long calls under way may take to end when the controller stops. Streams are told to end at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);

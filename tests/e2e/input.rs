@@ -100,12 +100,9 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
     ] {
         let output = fleet.run(words)?;
         assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
-        said.push_str(&format!(
-            "$ dunlin {}\n{}exit {}\n\n",
-            words.join(" "),
-            normal(fleet, &output.stderr),
-            output.status
-        ));
+        let typed = words.join(" ").replace(&fleet.scratch().display().to_string(), "SCRATCH");
+        let told = normal(fleet, &output.stderr);
+        said.push_str(&format!("$ dunlin {typed}\n{told}exit {}\n\n", output.status));
     }
     insta::assert_snapshot!("refusals", said);
     Ok(())

@@ -13,9 +13,10 @@ use super::MESSAGE_BYTES_MAX;
 
 /// A controller that does not take a connection for so long is treated as away; on a LAN it takes a millisecond.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a quiet connection with calls on it is tried, and how long an answer may take: a controller that lost
-/// its power must not hold calls until their deadline.
+/// How often a quiet connection with calls on it is tried: a controller that lost its power must not hold calls until
+/// their deadline.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+/// How long the answer to that may take: a thousand round trips.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Endpoints kept. A cluster has five; older ones are those of controllers that moved.
 const PEERS_MAX: usize = 16;
