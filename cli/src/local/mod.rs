@@ -48,11 +48,13 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
     if plan.namespaces {
         namespace::make(&plan)?;
     }
+    let mut daemons = Vec::new();
     for id in 1..=plan.controllers {
         let daemon = controller(&plan, &dir, id)?;
         if daemon.start()? {
             output::remark(&format!("controller {id} started: http://{}", plan.api_address(id)));
         }
+        daemons.push(daemon);
     }
     let endpoints: Vec<_> =
         (1..=plan.controllers).map(|id| format!("http://{}", plan.api_address(id))).collect();
@@ -60,7 +62,7 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
     let mut known = Contexts::read(contexts)?;
     known.set(CONTEXT, endpoints);
     known.write(contexts)?;
-    answering(&fleet).await?;
+    answering(&fleet, &daemons).await?;
     for number in 1..=plan.hosts {
         let mut daemon = agent(&plan, &dir, number)?;
         if !dir.join(format!("host-{number}/data/identity.json")).exists() {
@@ -69,8 +71,9 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
         if daemon.start()? {
             output::remark(&format!("host host-{number} started: address {}", plan.host_address(number)));
         }
+        daemons.push(daemon);
     }
-    hosts_up(&fleet, usize::from(plan.hosts)).await?;
+    hosts_up(&fleet, usize::from(plan.hosts), &daemons).await?;
     output::remark(&format!(
         "{} controllers and {} hosts are up; stop them with `dunlin down`",
         plan.controllers, plan.hosts
@@ -150,9 +153,10 @@ fn agent(plan: &FleetRecord, dir: &Path, number: u8) -> Result<Daemon, Failure> 
     Daemon::new(dir.join(format!("host-{number}")), words, namespace)
 }
 
-async fn answering(fleet: &Fleet) -> Result<(), Failure> {
+async fn answering(fleet: &Fleet, daemons: &[Daemon]) -> Result<(), Failure> {
     let deadline = Instant::now() + UP_TIMEOUT;
     loop {
+        daemons.iter().try_for_each(Daemon::check)?;
         match fleet.list(Kind::Cluster, &[], false).await {
             Ok((_, clusters)) if !clusters.is_empty() => return Ok(()),
             Err(fault) if !fault.code.retryable() || Instant::now() > deadline => return Err(fault.into()),
@@ -166,9 +170,10 @@ async fn token(fleet: &Fleet) -> Result<String, Failure> {
     Ok(fleet.call(async |mut client| client.create_token(request.clone()).await).await?.token)
 }
 
-async fn hosts_up(fleet: &Fleet, wanted: usize) -> Result<(), Failure> {
+async fn hosts_up(fleet: &Fleet, wanted: usize, daemons: &[Daemon]) -> Result<(), Failure> {
     let deadline = Instant::now() + UP_TIMEOUT;
     loop {
+        daemons.iter().try_for_each(Daemon::check)?;
         let (_, hosts) = fleet.list(Kind::Host, &[], false).await?;
         let up =
             |object: &&Object| matches!(object, Object::Host(host) if host.status.phase == HostPhase::Up);

@@ -33,10 +33,25 @@ impl Daemon {
         Ok(Self { dir, words, namespace, token: None })
     }
 
+    /// Fails with its last words when it is not there any more.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.runs()? {
+            return Ok(());
+        }
+        let log = self.dir.join("log");
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = said.lines().last().unwrap_or("it said nothing");
+        Err(Failure::Local(format!("{} ended: {last}", self.dir.display())))
+    }
+
+    fn runs(&self) -> Result<bool, Failure> {
+        let data = self.dir.join("data");
+        Ok(processes()?.iter().any(|process| process.is_daemon_of(&data)))
+    }
+
     /// Starts it unless it runs. Says whether it was started.
     pub(super) fn start(&self) -> Result<bool, Failure> {
-        let data = self.dir.join("data");
-        if processes()?.iter().any(|process| process.is_daemon_of(&data)) {
+        if self.runs()? {
             return Ok(false);
         }
         let binary = std::env::current_exe().map_err(Failure::io("finding this binary"))?;
@@ -113,7 +128,9 @@ impl Process {
     }
 
     fn is_daemon(&self) -> bool {
-        matches!(self.words.get(1).map(String::as_str), Some("controller" | "agent"))
+        // `ip netns exec NAME dunlin agent ...` becomes the agent in a moment.
+        let verb = if self.words.get(1).is_some_and(|word| word == "netns") { 5 } else { 1 };
+        matches!(self.words.get(verb).map(String::as_str), Some("controller" | "agent"))
     }
 
     fn is_daemon_of(&self, data: &Path) -> bool {
