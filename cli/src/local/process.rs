@@ -16,6 +16,9 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 /// Between looks whether a process is gone.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
+/// Looks before a process is taken for dead: while one program replaces another, its command line reads as empty.
+const EXEC_LOOKS: usize = 10;
+
 /// One daemon of the fleet.
 #[derive(Debug)]
 pub(super) struct Daemon {
@@ -35,8 +38,11 @@ impl Daemon {
 
     /// Fails with its last words when it is not there any more.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        if self.runs()? {
-            return Ok(());
+        for _ in 0..EXEC_LOOKS {
+            if self.runs()? {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK_PAUSE);
         }
         let log = self.dir.join("log");
         let said = std::fs::read_to_string(&log).unwrap_or_default();
