@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dunlin_model::vm::VmPhase;
 use dunlin_tests::fleet::BOOT_LIMIT;
-use dunlin_tests::{Fleet, FleetOptions, Ring, eventually};
+use dunlin_tests::{Fleet, FleetOptions, Ring, console, eventually};
 
 /// A verb with a real guest: far more than any takes on a busy machine.
 const VERB_LIMIT: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     assert!(!fleet.ok(&["vm", "show", "web", "-o", "yaml"])?.contains("secret12"), "a secret is shown");
 
     pause_holds_the_guest_still(&fleet, &disk)?;
-    console_answers(&fleet)?;
+    console(&fleet, "web", "ping dunlin", "pong dunlin", VERB_LIMIT)?;
     save_and_restore_keep_the_guest(&fleet, &disk)?;
 
     // The power button is heard once the guest's late drivers are in.
@@ -65,37 +65,6 @@ fn pause_holds_the_guest_still(fleet: &Fleet, disk: &std::path::Path) -> anyhow:
     fleet.ok(&["vm", "resume", "web", "--wait"])?;
     fleet.ticks_beyond(disk, Some(before.last_seq), VERB_LIMIT)?;
     Ok(())
-}
-
-fn console_answers(fleet: &Fleet) -> anyhow::Result<()> {
-    use std::io::{Read, Write};
-    use std::process::Stdio;
-    let mut console =
-        fleet.command(&["vm", "console", "web"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let (Some(mut stdin), Some(mut stdout)) = (console.stdin.take(), console.stdout.take()) else {
-        anyhow::bail!("no pipes")
-    };
-    stdin.write_all(b"ping dunlin\n")?;
-    stdin.flush()?;
-    let (send, lines) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-            if send.send(String::from_utf8_lossy(&buffer[..count]).into_owned()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut heard = String::new();
-    let answer = eventually("pong on the console", VERB_LIMIT, || {
-        heard.extend(lines.try_iter());
-        if heard.contains("pong dunlin") { Ok(()) } else { Err(format!("heard {} bytes", heard.len())) }
-    });
-    console.kill()?;
-    console.wait()?;
-    drop(lines);
-    let _ = reader.join();
-    answer
 }
 
 fn save_and_restore_keep_the_guest(fleet: &Fleet, disk: &std::path::Path) -> anyhow::Result<()> {

@@ -6,10 +6,12 @@
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
 pub mod condition;
+pub mod console;
 pub mod fleet;
 pub mod process;
 pub mod ring;
 
 pub use condition::eventually;
+pub use console::console;
 pub use fleet::{Fleet, FleetOptions, Output};
 pub use ring::Ring;

@@ -243,6 +243,7 @@ impl Owner {
             if next == phase {
                 return Ok(());
             }
+            tracing::debug!(vm = %self.record.vm, ?next, "sending");
             // Told by the caller: a new agent that catches up must not show the steps in between as news.
             now.phase = next;
         }
@@ -301,8 +302,9 @@ impl Owner {
             return Ok(Phase::Finishing);
         }
         for job in jobs.iter().filter(|job| job.is_ready) {
-            // For a mirror that is ready this is its completion: the target stays equal, the guest stays here.
-            self.qmp.run("block-job-cancel", json!({ "device": job.id })).await?;
+            // For a mirror that is ready this is its completion: the target stays equal, the guest stays here. A refusal
+            // says that it was completed since the look: the next look sees that, or that it failed.
+            let _ = self.qmp.run("block-job-cancel", json!({ "device": job.id })).await;
         }
         if jobs.iter().any(|job| job.end.is_none()) { Ok(Phase::Finishing) } else { Ok(Phase::AtSwitchover) }
     }

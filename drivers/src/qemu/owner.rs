@@ -280,6 +280,7 @@ impl Owner {
 
     async fn take(&mut self, Ask { verb, reply }: Ask) {
         let name = verb.name();
+        tracing::debug!(vm = %self.record.vm, verb = name, "asked");
         let result = match verb {
             Verb::Save(file) => return self.save(file, reply).await,
             Verb::MigrateCancel => return self.cancel(reply).await,
@@ -303,7 +304,7 @@ impl Owner {
     }
 
     async fn command(&self, command: &str) -> Result<Answer, Fault> {
-        if self.record.incoming && !self.record.ever_ran {
+        if self.is_arriving() {
             return Err(Fault::Refused("the guest has not arrived yet".to_owned()));
         }
         self.qmp.run(command, json!({})).await?;
@@ -412,6 +413,7 @@ impl Owner {
     }
 
     async fn hear(&mut self, event: Event) -> Result<(), Fault> {
+        tracing::debug!(vm = %self.record.vm, name = event.name, data = %event.data, "QEMU says");
         match event.name.as_str() {
             "STOP" => {
                 self.running = false;
@@ -429,7 +431,7 @@ impl Owner {
             }
             "SHUTDOWN" if is_power_off(&event.data) => return self.powered_off().await,
             "GUEST_PANICKED" => return self.panicked().await,
-            "MIGRATION" if event.data["status"] == "completed" && self.record.incoming => {
+            "MIGRATION" if event.data["status"] == "completed" && self.is_arriving() => {
                 self.arrived = true;
             }
             "MIGRATION_PASS" => return self.passed(event.data["pass"].as_u64().unwrap_or(0)).await,
@@ -438,11 +440,16 @@ impl Owner {
             }
             _ => return Ok(()),
         }
-        if self.record.incoming && !self.record.ever_ran && self.arrived {
+        if self.is_arriving() && self.arrived {
             self.close_exports().await;
         }
         self.publish();
         Ok(())
+    }
+
+    /// A guest that came by migration sends like any other once it has run here.
+    fn is_arriving(&self) -> bool {
+        self.record.incoming && !self.record.ever_ran
     }
 
     async fn advance(&mut self) -> Result<(), Fault> {
