@@ -20,7 +20,9 @@ mod journal;
 mod line;
 mod network;
 mod sample;
+mod serial_log;
 mod session;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod volumes;

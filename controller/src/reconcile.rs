@@ -27,7 +27,7 @@ pub fn step(state: &State, observed: &Observed, now: Timestamp) -> Vec<Command> 
     host::step(state, observed, now, &mut commands);
     vm::step(state, observed, &mut commands);
     migration::step(state, observed, now, &mut commands);
-    task::step(state, observed, &mut commands);
+    task::step(state, observed, now, &mut commands);
     placement::step(state, observed, &mut commands);
     if state.needs_sweep(now) {
         commands.push(Command::Sweep);

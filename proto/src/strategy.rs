@@ -12,7 +12,9 @@ use dunlin_model::migration::{
     Endpoint, Migration, MigrationCause, MigrationFigures, MigrationLimits, MigrationOutcome, MigrationPhase,
     MigrationSpec, MigrationStatus,
 };
-use dunlin_model::observed::{EndCause, ObservedVm, Process, ReceiveState, SendProgress, SendState};
+use dunlin_model::observed::{
+    EndCause, ObservedVm, Process, ReceiveState, SavedFile, SendProgress, SendState,
+};
 use dunlin_model::task::{Act, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{
     AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType, Nic, NicModel,
@@ -202,11 +204,11 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
         path,
         size_bytes,
     });
-    let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()));
+    let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()), of(uuid()));
     let counts = (incarnation(), of(incarnation()), any::<u32>());
     let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved));
     (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
-        let (host, host_name, volumes_on, migration, task) = ids;
+        let (host, host_name, volumes_on, migration, task, last_host) = ids;
         let (incarnation, continues, restarts) = counts;
         let (reason, message, pid, vnc, saved) = seen;
         VmStatus {
@@ -225,6 +227,7 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
             task: task.map(dunlin_model::TaskId),
             restarts,
             since,
+            last_host: last_host.map(dunlin_model::HostId),
         }
     })
 }
@@ -344,10 +347,18 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
     ];
     let ends = (of(uuid()), of(name()), of(uuid()), of(name()));
     let told = (of(select(outcomes)), any::<bool>(), words(), words());
-    let history = vec((migration_phase(), time()), 0..4);
+    let history = (vec((migration_phase(), time()), 0..4), sizes());
     let status = (migration_phase(), ends, incarnation(), of(endpoint()), told, of(figures()), history)
         .prop_map(
-            |(phase, (from, from_name, to, to_name), incarnation, endpoint, told, figures, history)| {
+            |(
+                phase,
+                (from, from_name, to, to_name),
+                incarnation,
+                endpoint,
+                told,
+                figures,
+                (history, disk_bytes),
+            )| {
                 let (outcome, cancel, reason, message) = told;
                 MigrationStatus {
                     phase,
@@ -363,6 +374,7 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
                     message,
                     figures,
                     history,
+                    disk_bytes,
                 }
             },
         );
@@ -406,8 +418,12 @@ fn role() -> impl Strategy<Value = Role> {
         restore_from,
         received,
     });
-    let receive = (uuid(), limits())
-        .prop_map(|(migration, limits)| Role::Receive { migration: MigrationId(migration), limits });
+    let receive = (uuid(), limits(), sizes()).prop_map(|(migration, limits, disks)| Role::Receive {
+        migration: MigrationId(migration),
+        limits,
+        disks,
+    });
+    let discard = any::<bool>().prop_map(|elsewhere| Role::Discard { elsewhere });
     let step = select(vec![SendStep::Copy, SendStep::Switch, SendStep::Cancel]);
     let send = (uuid(), endpoint(), limits(), step, power()).prop_map(
         |(migration, endpoint, limits, step, power)| Role::Send {
@@ -418,7 +434,12 @@ fn role() -> impl Strategy<Value = Role> {
             power,
         },
     );
-    prop_oneof![run, Just(Role::Hold), receive, send, Just(Role::Discard)]
+    prop_oneof![run, Just(Role::Hold), receive, send, discard]
+}
+
+/// Sizes of disks by their names, bytes.
+fn sizes() -> impl Strategy<Value = BTreeMap<Name, u64>> {
+    btree_map(name(), any::<u64>(), 0..3)
 }
 
 fn images() -> impl Strategy<Value = BTreeMap<Name, ImageSpec>> {
@@ -509,13 +530,15 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
         any::<bool>(),
         of(any::<u32>()),
         of(words()),
-        of((path(), any::<u64>())),
+        of((path(), any::<u64>(), incarnation())),
         of(any::<u64>()),
+        sizes(),
     );
     let sides =
         (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
     (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
-        let (process, has_volumes, pid, vnc, saved, resumed_at_ms) = seen;
+        let (process, has_volumes, pid, vnc, saved, resumed_at_ms, disk_bytes) = seen;
+        let saved = saved.map(|(path, size_bytes, incarnation)| SavedFile { path, size_bytes, incarnation });
         ObservedVm {
             vm: dunlin_model::VmId(vm),
             name,
@@ -526,6 +549,7 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
             vnc,
             saved,
             resumed_at_ms,
+            disk_bytes,
             receive,
             send,
         }

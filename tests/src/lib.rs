@@ -8,10 +8,14 @@
 pub mod condition;
 pub mod console;
 pub mod fleet;
+pub mod folders;
+pub mod follower;
 pub mod process;
 pub mod ring;
 
 pub use condition::eventually;
 pub use console::console;
 pub use fleet::{Fleet, FleetOptions, Output};
+pub use folders::HostFolders;
+pub use follower::Follower;
 pub use ring::Ring;

@@ -105,7 +105,7 @@ async fn a_real_guest() {
     assert_eq!(again.pid, seen.pid);
     tell(2, paused()).await;
     fake.sees("paused", id, one, |seen| seen.process == Process::Paused).await;
-    tell(3, Role::Discard).await;
+    tell(3, Role::Discard { elsewhere: false }).await;
     fake.sees_gone(id, one).await;
     assert!(driver.list().await.unwrap().is_empty());
     assert!(!house.config.data_dir.join("volumes").join(one.to_string()).exists());

@@ -9,6 +9,7 @@ use dunlin_state::migration::handed_over;
 use dunlin_state::{Command, MigrationEvent, State};
 
 use super::observed::{Observed, Sight};
+use super::task::HOST_DOWN_MAX_MS;
 
 /// A destination must listen within this, ms. It makes disks and starts a process; no image is fetched for it.
 pub(super) const RESERVED_MAX_MS: u64 = 120_000;
@@ -125,9 +126,19 @@ impl<'a> Scene<'a> {
         None
     }
 
+    /// A source that is Down sends nothing, and nobody knows when it will be back.
+    fn source_down(&self) -> Option<(&'static str, String)> {
+        let host = self.state.host(self.migration.status.from?)?;
+        let (name, since) = (&host.metadata.name, host.status.since);
+        let late = host.status.phase == HostPhase::Down && self.now.millis_since(since) > HOST_DOWN_MAX_MS;
+        late.then(|| ("SourceDown", format!("host {name}, on which the VM is, is down since {since}")))
+    }
+
     /// Nothing was made for it yet: it ends at once.
     fn planned(&self) -> Vec<MigrationEvent> {
-        let Some((reason, message)) = self.called_off() else { return Vec::new() };
+        let Some((reason, message)) = self.called_off().or_else(|| self.source_down()) else {
+            return Vec::new();
+        };
         let stays = self.runs() && self.vm.spec.power != Power::Stopped;
         let outcome = if stays { MigrationOutcome::StayedOnSource } else { MigrationOutcome::Gone };
         let abort = MigrationEvent::Abort { reason: reason.to_owned(), message };

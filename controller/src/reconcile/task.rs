@@ -1,9 +1,10 @@
 //! Tasks: acts from what the agents report of them, and drains from what is left on the host.
 
-use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
+use dunlin_model::host::HostPhase;
+use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationSpec};
 use dunlin_model::task::{Act, Task, TaskPhase};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{HostId, MigrationId, Name, TaskId};
+use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
 use dunlin_state::{Command, State, Write};
 use uuid::Uuid;
 
@@ -11,11 +12,18 @@ use super::Observed;
 
 /// Migrations tried for one VM before a drain gives up.
 pub(super) const DRAIN_TRIES_MAX: usize = 3;
+/// A task is given up when its host has been Down so long, ms. An agent that was only restarted, or lost its way to a new
+/// leader, is back by then; whoever waits should know after minutes, not days.
+pub(super) const HOST_DOWN_MAX_MS: u64 = 120_000;
 /// Progress of less than so many percent is not worth a write.
 pub(super) const PROGRESS_STEP_PERCENT: u32 = 10;
 
-pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
     for task in state.active_tasks() {
+        if let Some(given_up) = host_down(state, task, now) {
+            commands.extend(given_up);
+            continue;
+        }
         match task.spec.act {
             Act::Drain => drain(state, task, commands),
             Act::Shutdown { .. } | Act::Reboot { .. } | Act::Reset | Act::Save => {
@@ -23,6 +31,37 @@ pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Comman
             }
         }
     }
+}
+
+/// Its host is Down: it says so, and in the end it is given up. None while the host is not Down.
+fn host_down(state: &State, task: &Task, now: Timestamp) -> Option<Option<Command>> {
+    let drains = matches!(task.spec.act, Act::Drain);
+    if drains && task.status.cancel {
+        return None;
+    }
+    let id = if drains {
+        HostId(task.spec.uid)
+    } else {
+        let order = state.order_of(task.metadata.uid)?;
+        // One that has left the host does not wait for it.
+        state.vm(order.vm).filter(|vm| vm.status.host == Some(order.host))?;
+        order.host
+    };
+    let host = state.host(id).filter(|host| host.status.phase == HostPhase::Down)?;
+    let (name, since) = (&host.metadata.name, host.status.since);
+    if now.millis_since(since) <= HOST_DOWN_MAX_MS {
+        let message = format!("host {name} is down since {since}");
+        return Some(progress(task, TaskPhase::Running, task.status.progress_percent, message));
+    }
+    let late = match task.spec.act {
+        Act::Drain => "its VMs may still run there and cannot be moved",
+        _ => "what its agent has begun it may still bring to an end",
+    };
+    let message = format!(
+        "host {name} is down since {since}, longer than the {} s a task waits for it; {late}",
+        HOST_DOWN_MAX_MS / 1_000
+    );
+    Some(progress(task, TaskPhase::Failed, task.status.progress_percent, message))
 }
 
 fn progress(
@@ -109,7 +148,8 @@ fn drain(state: &State, task: &Task, commands: &mut Vec<Command>) {
         let stuck = match state.check_movable(vm) {
             Err(refusal) => Some(refusal.message),
             Ok(_) if tries >= DRAIN_TRIES_MAX => {
-                Some(format!("VM {} could not be moved in {tries} tries", vm.metadata.name))
+                let last = last_failure(state, task, vm);
+                Some(format!("VM {} could not be moved in {tries} tries: {last}", vm.metadata.name))
             }
             Ok(_) => None,
         };
@@ -125,15 +165,25 @@ fn drain(state: &State, task: &Task, commands: &mut Vec<Command>) {
 }
 
 /// Drain migrations of this VM that ended without moving it, since the task began.
-fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
-    let ours = |m: &&dunlin_model::migration::Migration| {
-        m.spec.vm == vm.metadata.uid
+fn failures<'a>(state: &'a State, task: &Task, vm: &Vm) -> impl Iterator<Item = &'a Migration> {
+    let (uid, created, from) = (vm.metadata.uid, task.metadata.created, Some(HostId(task.spec.uid)));
+    state.migrations().filter(move |m| {
+        m.spec.vm == uid
             && m.spec.cause == MigrationCause::Drain
-            && m.metadata.created >= task.metadata.created
+            && m.metadata.created >= created
             && m.status.phase.is_terminal()
-            && m.status.from == Some(HostId(task.spec.uid))
-    };
-    state.migrations().filter(ours).count()
+            && m.status.from == from
+    })
+}
+
+fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
+    failures(state, task, vm).count()
+}
+
+/// Why the newest of them ended so.
+fn last_failure(state: &State, task: &Task, vm: &Vm) -> String {
+    let last = failures(state, task, vm).max_by_key(|m| (m.metadata.created, m.metadata.revision));
+    last.map_or_else(String::new, |m| m.status.message.clone())
 }
 
 fn percent(state: &State, task: &Task, left: usize) -> u32 {

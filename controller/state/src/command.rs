@@ -1,5 +1,7 @@
 //! What may be proposed. Intent and transitions only, never samples.
 
+use std::collections::BTreeMap;
+
 use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::cluster::{ClusterSpec, Controller};
 use dunlin_model::image::ImageSpec;
@@ -165,7 +167,14 @@ pub enum Seen {
 #[serde(rename_all = "snake_case")]
 pub enum MigrationEvent {
     /// Planned -> Reserved. The proposal names what it assumed; room is checked again.
-    Reserve { host: HostId, vm_generation: Generation, vm_incarnation: Incarnation },
+    Reserve {
+        host: HostId,
+        vm_generation: Generation,
+        vm_incarnation: Incarnation,
+        /// Virtual sizes of the disks that are not shared, bytes, as the source reports them.
+        #[serde(default)]
+        disk_bytes: BTreeMap<Name, u64>,
+    },
     /// Planned, and it stays so: why no host was chosen.
     Wait { reason: String, message: String },
     /// Reserved -> Prepared.

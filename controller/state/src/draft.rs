@@ -83,6 +83,9 @@ impl Draft {
     pub(crate) fn put(&mut self, object: impl Into<Object>) {
         let mut object: Object = object.into();
         let key = (object.kind(), object.uid());
+        if let Object::Vm(vm) = &mut object {
+            crate::vm::tell_down(&self.state, vm);
+        }
         let old = self.state.objects.get(&key).cloned();
         if old.as_deref() == Some(&object) {
             return;

@@ -18,6 +18,7 @@ mod incoming;
 mod kvm;
 #[cfg(test)]
 mod live;
+mod logs;
 mod outgoing;
 mod owner;
 mod probe;
@@ -356,6 +357,17 @@ impl Hypervisor for Qemu {
 
     async fn migrate_cancel(&self, vm: VmId) -> DriverResult<()> {
         self.ask(vm, Verb::MigrateCancel, VERB_DEADLINE).await.map(drop)
+    }
+
+    fn serial_log(&self, vm: VmId) -> PathBuf {
+        RunDir::new(&self.site.config.dir, vm).serial_log()
+    }
+
+    async fn trim_logs(&self) -> DriverResult<()> {
+        let dir = self.site.config.dir.clone();
+        let trimmed = tokio::task::spawn_blocking(move || logs::trim_all(&dir)).await;
+        let trimmed = trimmed.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        trimmed.map_err(|e| fail("trim_logs", DriverErrorKind::Transient, e.to_string()))
     }
 
     fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)> {

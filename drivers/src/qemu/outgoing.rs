@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::COMMAND_DEADLINE;
+use super::command::view;
 use super::incoming::set_capabilities;
 use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
@@ -189,8 +190,9 @@ impl Owner {
                 "discard": "unmap", "detect-zeroes": "unmap",
             });
             self.qmp.run("blockdev-add", target).await?;
+            let source = if self.record.viewed.contains(&node) { view(&node) } else { node.clone() };
             let job = json!({
-                "job-id": mirror(&node), "device": node, "target": mirror(&node), "sync": "full", "speed": speed,
+                "job-id": mirror(&node), "device": source, "target": mirror(&node), "sync": "full", "speed": speed,
                 "copy-mode": "background", "auto-dismiss": false,
             });
             self.qmp.run("blockdev-mirror", job).await?;

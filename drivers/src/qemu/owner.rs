@@ -248,6 +248,7 @@ impl Owner {
             vnc: record.vnc.clone().filter(|_| record.ended.is_none()),
             endpoint,
             send,
+            disk_bytes: record.disk_bytes.clone(),
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: self.resumed_at_ms,
@@ -395,6 +396,10 @@ impl Owner {
             "shutdown" => return self.powered_off().await,
             "guest-panicked" => return self.panicked().await,
             _ => {}
+        }
+        if self.record.disk_bytes.is_empty() {
+            // Started by an agent that did not ask.
+            self.measure_disks().await?;
         }
         self.look_at_sending();
         self.look_at_save();
@@ -565,6 +570,7 @@ fn from_record(record: &Record, run: Run, pid: Option<u32>) -> Guest {
         endpoint: record.endpoint.clone().filter(|_| run == Run::Incoming),
         run,
         send: None,
+        disk_bytes: record.disk_bytes.clone(),
         ever_ran: record.ever_ran,
         reboots: record.reboots,
         resumed_at_ms: None,

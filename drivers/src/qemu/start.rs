@@ -195,6 +195,8 @@ fn intent(launch: &Launch) -> Record {
         vnc: None,
         endpoint: None,
         local_disks: command::local_disks(launch),
+        viewed: command::viewed(launch),
+        disk_bytes: std::collections::BTreeMap::new(),
         reboot_on_shutdown: false,
         outgoing: None,
         saving: None,
@@ -277,6 +279,7 @@ impl Owner {
             let host = if host.contains(':') { format!("[{host}]") } else { host };
             self.record.vnc = Some(format!("{host}:{port}"));
         }
+        self.measure_disks().await?;
         match &launch.mode {
             LaunchMode::Boot => self.arrived = true,
             LaunchMode::Restore(file) => {
@@ -294,6 +297,23 @@ impl Owner {
         if runs {
             self.let_run().await?;
         }
+        Ok(())
+    }
+
+    /// Asks how large the disks are that a migration has to mirror.
+    pub(super) async fn measure_disks(&mut self) -> Result<(), Fault> {
+        if self.record.local_disks.is_empty() {
+            return Ok(());
+        }
+        let nodes = self.qmp.run("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        let size = |node: &String| {
+            let found = nodes.iter().find(|one| one["node-name"] == node.as_str())?;
+            found["image"]["virtual-size"].as_u64()
+        };
+        let sizes =
+            self.record.local_disks.iter().filter_map(|(node, name)| Some((name.clone(), size(node)?)));
+        self.record.disk_bytes = sizes.collect();
         Ok(())
     }
 

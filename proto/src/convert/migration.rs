@@ -31,6 +31,7 @@ records!([default] MigrationStatus {
     message,
     figures,
     history,
+    disk_bytes,
 });
 
 choices!([default] MigrationPhase {

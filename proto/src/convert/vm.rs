@@ -66,6 +66,7 @@ records!([default] VmStatus {
     task,
     restarts,
     since as since_ms,
+    last_host,
 });
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });

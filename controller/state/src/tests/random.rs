@@ -72,6 +72,7 @@ fn event(state: &State, number: u64, pick: u8, other: u8) -> MigrationEvent {
             host: host_id(u64::from(other % 3)),
             vm_generation: vm.map(|vm| vm.metadata.generation).unwrap_or_default(),
             vm_incarnation: vm.map(|vm| vm.status.incarnation).unwrap_or_default(),
+            disk_bytes: Default::default(),
         },
         3 => MigrationEvent::Wait { reason, message },
         4 | 5 => MigrationEvent::Ready { endpoint: Endpoint::default() },
