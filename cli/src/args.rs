@@ -10,15 +10,8 @@ use crate::verbs::vm_flags::VmFlags;
 #[derive(Debug, Parser)]
 #[command(name = "dunlin", version, about, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...]
-    #[arg(
-        long,
-        short = 'e',
-        global = true,
-        env = "DUNLIN_ENDPOINT",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
+    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...] [env: DUNLIN_ENDPOINT]
+    #[arg(long, short = 'e', global = true, value_delimiter = ',')]
     pub(crate) endpoint: Vec<String>,
     /// Context of the context file to use instead of its current one
     #[arg(long, global = true)]
@@ -100,9 +93,9 @@ pub(crate) struct ControllerArgs {
     /// A controller of the cluster, this one included, once for each: ID=API_ADDRESS/RAFT_ADDRESS
     #[arg(long = "member", value_name = "ID=API/RAFT", required = true)]
     pub(crate) members: Vec<crate::daemon::MemberArg>,
-    /// Name of the cluster, used when it is founded
-    #[arg(long, default_value = "dunlin")]
-    pub(crate) cluster: dunlin_model::Name,
+    /// Name of the cluster: what it is founded as, and later that of no other [default when founded: dunlin]
+    #[arg(long)]
+    pub(crate) cluster: Option<dunlin_model::Name>,
     /// Log as JSON lines
     #[arg(long)]
     pub(crate) log_json: bool,
@@ -137,6 +130,9 @@ pub(crate) struct AgentArgs {
     /// What stands behind a network's name: NAME=user or NAME=bridge:INTERFACE
     #[arg(long = "network", value_name = "NAME=KIND", value_parser = key_value, default_value = "default=user")]
     pub(crate) networks: Vec<(String, String)>,
+    /// Most that fetched images may take, MiB; the longest unused go first, and none that a VM here needs
+    #[arg(long, default_value_t = 20_480, value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    pub(crate) image_cache_mib: u64,
     /// CPUs the test driver pretends to have
     #[arg(long, default_value_t = 16)]
     pub(crate) sim_cpus: u32,

@@ -39,7 +39,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Noun::Agent(args) => daemon::agent(args),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),
-        _ => client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts })),
+        _ => {
+            let endpoint = std::env::var("DUNLIN_ENDPOINT").ok();
+            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint }))
+        }
     }
 }
 

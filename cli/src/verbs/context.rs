@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use dunlin_model::Invalid;
+
 use crate::args::{ContextVerb, Format};
+use crate::client::endpoint;
 use crate::context::Contexts;
 use crate::failure::Failure;
 use crate::output;
@@ -11,7 +14,10 @@ pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), 
     let mut contexts = Contexts::read(path)?;
     match verb {
         ContextVerb::List => return list(&contexts, format),
-        ContextVerb::Set { name, endpoints } => contexts.set(&name, endpoints),
+        ContextVerb::Set { name, endpoints } => {
+            let endpoints = endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
+            contexts.set(&name, endpoints);
+        }
         ContextVerb::Use { name } => contexts.select(&name)?,
     }
     contexts.write(path)?;
