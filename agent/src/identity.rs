@@ -260,7 +260,10 @@ async fn join(config: &Config, token: &Secret, minted: OnDisk) -> Result<OnDisk,
                     message: fault.message,
                 });
             }
-            Err(fault) => last = fault,
+            Err(fault) => {
+                let message = format!("{endpoint}: {}", fault.message);
+                last = Fault { message, ..fault };
+            }
         }
     }
     Err(IdentityError::Join(last))

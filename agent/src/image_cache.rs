@@ -18,6 +18,9 @@ use crate::host::Host;
 /// How often the folder is looked over. Images come and go in hours.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether the leader has said what is to run here.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
 /// Share of the disk that unused images give back when less is free, percent: guests' own disks grow.
 const FREE_MIN_PERCENT: u64 = 10;
 
@@ -68,6 +71,10 @@ pub(crate) fn doomed(mut cached: Vec<Cached>, rules: Rules<'_>) -> Vec<Cached> {
 pub(crate) async fn keep(host: Arc<Host>) {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first look is due as soon as it is known what is to run here.
+    while host.board.images_told().is_none() {
+        tokio::time::sleep(TOLD_EVERY).await;
+    }
     loop {
         let asking = tokio::select! {
             _ = looks.tick() => None,

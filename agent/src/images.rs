@@ -144,7 +144,7 @@ impl Images {
             match listed(&endpoint).await {
                 Ok(hashes) => return Some(hashes),
                 Err(fault) => {
-                    tracing::debug!(%fault, "the images of the fleet are not known from this controller")
+                    tracing::debug!(%fault, "the images of the fleet are not known from this controller");
                 }
             }
         }

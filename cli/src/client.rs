@@ -26,6 +26,9 @@ pub(crate) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
 /// When nobody has answered for so long, whoever waits is told.
 const REMARK_AFTER: Duration = Duration::from_secs(3);
 
+/// How tonic begins to tell of a server that speaks HTTP/2, but not gRPC.
+const NO_GRPC: &str = "grpc-status header missing";
+
 /// A fleet API client over several controllers.
 #[derive(Clone, Debug)]
 pub(crate) struct Fleet {
@@ -66,13 +69,18 @@ impl Fleet {
                 let client = FleetClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
                 let fault = match tokio::time::timeout(self.try_timeout, call(client)).await {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
-                    Ok(Err(status)) => Fault::from_status(&status),
+                    Ok(Err(status)) => fault_of(&status),
                     Err(_) => {
                         Fault::new(ErrorCode::Deadline, format!("no answer within {:?}", self.try_timeout))
                     }
                 };
                 let elsewhere =
                     matches!(fault.code, ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Deadline);
+                if fault.message.starts_with(NO_GRPC) {
+                    let why =
+                        Fault::new(ErrorCode::Unavailable, "what listens there is no Dunlin controller");
+                    return Err(self.in_vain(why));
+                }
                 if !elsewhere {
                     return Err(fault);
                 }
@@ -202,6 +210,20 @@ impl Watch {
         self.stream = self.fleet.call(async |mut client| client.watch(request.clone()).await).await?;
         Ok(())
     }
+}
+
+/// As the server said it; where the connection failed on this side, with the causes, of which the status has the first.
+fn fault_of(status: &tonic::Status) -> Fault {
+    let mut fault = Fault::from_status(status);
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !fault.message.contains(&text) && text != "transport error" {
+            fault.message = format!("{}: {text}", fault.message);
+        }
+        cause = inner.source();
+    }
+    fault
 }
 
 /// `http://host:port`, as it is used; the scheme may be left out.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{AgentArgs, ControllerArgs, DriverArg};
+use crate::client::endpoint;
 use crate::failure::{Failure, chain};
 use crate::verbs::vm_flags::once;
 
@@ -53,11 +54,14 @@ impl FromStr for MemberArg {
 pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
     begin(args.log_json, args.own_session)?;
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
-        Failure::Local(format!(
-            "--member must be given for this controller too, as in --member {}=...",
-            args.id
-        ))
+        let problem = format!("controller {} itself is not among them", args.id);
+        Invalid::new("--member", problem, format!("one for every controller, as in --member {}=...", args.id))
     })?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some(twice) = args.members.iter().find(|member| !seen.insert(member.id)) {
+        let problem = format!("controller {} is given twice", twice.id);
+        return Err(Invalid::new("--member", problem, "one for every controller").into());
+    }
     let others = args.members.iter().filter(|member| member.id != me.id);
     let config = dunlin_controller::Config {
         id: me.id,
@@ -97,7 +101,7 @@ pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
     };
     let config = dunlin_agent::Config {
         data_dir: args.data_dir,
-        controllers: args.controllers,
+        controllers: args.controllers.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?,
         token: args.token.map(Secret::new),
         name,
         labels: once("--label", &args.labels)?,
@@ -161,9 +165,9 @@ fn begin(json: bool, own_session: bool) -> Result<(), Failure> {
     let filter = log_filter(std::env::var("RUST_LOG").ok().as_deref())?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
-        logs.json().init()
+        logs.json().init();
     } else {
-        logs.with_ansi(false).init()
+        logs.with_ansi(false).init();
     }
     Ok(())
 }

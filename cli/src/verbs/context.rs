@@ -15,6 +15,10 @@ pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), 
     match verb {
         ContextVerb::List => return list(&contexts, format),
         ContextVerb::Set { name, endpoints } => {
+            if name.is_empty() || name.chars().any(char::is_whitespace) {
+                let problem = format!("{name:?} is no name for a context");
+                return Err(Invalid::new("NAME", problem, "text without spaces").into());
+            }
             let endpoints = endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
             contexts.set(&name, endpoints);
         }

@@ -10,7 +10,7 @@ use dunlin_model::vm::{
 };
 use dunlin_model::{Invalid, Name, Secret};
 
-use crate::args::key_value;
+use crate::args::{key_value, whole};
 
 /// Memory of a VM when nobody says, MiB.
 const MEM_MIB_DEFAULT: u64 = 512;
@@ -18,10 +18,10 @@ const MEM_MIB_DEFAULT: u64 = 512;
 #[derive(Debug, Default, Args)]
 pub(crate) struct VmFlags {
     /// Memory, MiB [default: 512]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("16 to 4194304"))]
     mem_mib: Option<u64>,
     /// vCPUs [default: 1]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 288"))]
     cpus: Option<u32>,
     /// Hypervisor driver: qemu or test
     #[arg(long)]
@@ -59,9 +59,12 @@ pub(crate) struct VmFlags {
     /// Address the display listens on, on the host
     #[arg(long, requires = "vnc")]
     vnc_listen: Option<String>,
-    /// Password of the display, 1 to 8 bytes
-    #[arg(long, requires = "vnc", env = "DUNLIN_VNC_PASSWORD", hide_env_values = true)]
+    /// Password of the display, 1 to 8 bytes [env: DUNLIN_VNC_PASSWORD]
+    #[arg(long, requires = "vnc")]
     vnc_password: Option<String>,
+    /// The same, from where other users of this machine cannot read it; without a display it is not needed
+    #[arg(long, hide = true, env = "DUNLIN_VNC_PASSWORD", hide_env_values = true)]
+    vnc_password_told: Option<String>,
     /// When its process dies: never or on_crash
     #[arg(long)]
     restart: Option<String>,
@@ -78,10 +81,10 @@ pub(crate) struct VmFlags {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
     /// Test driver: from start to running, ms
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     sim_boot_ms: Option<u64>,
     /// Test driver: memory written over, MiB/s
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     sim_dirty_mib_s: Option<u64>,
 }
 
@@ -126,7 +129,7 @@ impl VmFlags {
             spec.vnc = Some(Vnc {
                 listen: self.vnc_listen.clone().unwrap_or_default(),
                 port: vnc_port(port)?,
-                password: self.vnc_password.as_ref().map(Secret::new),
+                password: self.vnc_password.as_ref().or(self.vnc_password_told.as_ref()).map(Secret::new),
             });
         }
         if self.host.is_some() {
@@ -291,7 +294,7 @@ fn nic(text: &str) -> Result<Nic, Invalid> {
             "model" => set(&mut nic.model, word("--nic model", Some(value), "virtio, e1000 or rtl8139")?),
             "mac" => {
                 nic.mac =
-                    Some(value.parse().map_err(|e: Invalid| Invalid { field: "--nic mac".into(), ..e })?)
+                    Some(value.parse().map_err(|e: Invalid| Invalid { field: "--nic mac".into(), ..e })?);
             }
             other => {
                 let allowed = "user, network=NAME or tap=INTERFACE; then model=, mac=";
