@@ -15,6 +15,7 @@ mod converge;
 mod durable;
 mod host;
 mod identity;
+mod image_cache;
 mod images;
 mod journal;
 mod line;
@@ -144,6 +145,7 @@ async fn run_locked(
         probed = capabilities::probe(&host) => probed,
         () = &mut shutdown => return Ok(()),
     };
+    host.spawn(image_cache::keep(Arc::clone(&host)));
     let ended = tokio::select! {
         ended = session::attend(Arc::clone(&host), enrolled, probed) => ended.map_err(Error::from),
         () = shutdown => Ok(()),

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Format, Noun};
+use crate::args::{Cli, Noun};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report(format, &failure);
+            output::failed(format, &failure);
             ExitCode::from(failure.exit())
         }
     }
@@ -39,7 +39,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Noun::Agent(args) => daemon::agent(args),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),
-        _ => client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts })),
+        _ => {
+            let endpoint = std::env::var("DUNLIN_ENDPOINT").ok();
+            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint }))
+        }
     }
 }
 
@@ -56,17 +59,4 @@ fn contexts_path() -> std::path::PathBuf {
     let home = || std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".config"));
     let config = std::env::var_os("XDG_CONFIG_HOME").map(Into::into).or_else(home).unwrap_or_default();
     config.join("dunlin/contexts.yaml")
-}
-
-/// For people a sentence; for programs the code too.
-fn report(format: Format, failure: &Failure) {
-    match (format, failure.code()) {
-        (Format::Json, code) => {
-            let code = code.map(dunlin_model::ErrorCode::as_str);
-            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
-            output::remark(&told.to_string());
-        }
-        (_, Some(code)) => output::remark(&format!("error: {failure} [{code}]")),
-        (_, None) => output::remark(&format!("error: {failure}")),
-    }
 }

@@ -19,10 +19,12 @@ mod config;
 mod drive;
 mod fleet;
 mod found;
+mod kin;
 mod mint;
 mod node;
 pub mod raft;
 pub mod reconcile;
+mod room;
 mod run;
 mod session;
 
@@ -32,5 +34,6 @@ mod testing;
 mod tests;
 
 pub use config::{CONTROLLERS_MAX, Config, Peer};
+pub use kin::Stranger;
 pub use raft::{SnapshotPolicy, Timers};
 pub use run::{Controller, RunError, run};

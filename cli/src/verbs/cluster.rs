@@ -24,6 +24,13 @@ pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Fail
         ClusterVerb::Show => output::object(session.format, cluster),
         ClusterVerb::Set { placement, cpu_overcommit_percent, host_reserve_mib, migrations_per_host } => {
             let placement = placement.as_deref().map(policy).transpose()?;
+            let numbers =
+                [cpu_overcommit_percent.is_some(), host_reserve_mib.is_some(), migrations_per_host.is_some()];
+            if placement.is_none() && !numbers.contains(&true) {
+                let allowed =
+                    "--placement, --cpu-overcommit-percent, --host-reserve-mib or --migrations-per-host";
+                return Err(Invalid::new("cluster set", "nothing to change was given", allowed).into());
+            }
             let edit = |object: &mut Object| {
                 let Object::Cluster(cluster) = object else { return };
                 let spec = &mut cluster.spec;

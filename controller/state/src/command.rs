@@ -70,6 +70,9 @@ pub enum Write {
     /// Uids are minted at the edge, so that apply needs no randomness. MACs too.
     CreateVm {
         uid: VmId,
+        /// The user chose the uid. It may have been another VM's before, so its incarnations begin behind all of those.
+        #[serde(default)]
+        own_uid: bool,
         name: Name,
         labels: Labels,
         spec: VmSpec,

@@ -139,6 +139,14 @@ pub(crate) fn waits_for(vm: &Vm) -> impl Iterator<Item = HostId> {
     vm.status.host.into_iter().chain(disks)
 }
 
+/// Passes over every incarnation that a VM of the same uid may have had before it was deleted: hosts remember the highest
+/// they were told and refuse lower ones. An incarnation takes a command of its own, so none is above the log's index.
+pub(crate) fn skip_incarnations(draft: &mut Draft, vm: VmId) {
+    let mut fence = draft.state.fence(vm);
+    fence.highest = fence.highest.max(Incarnation(draft.state.index));
+    draft.state.fences.insert(vm, fence);
+}
+
 /// A number no process of the VM ever carried.
 pub(crate) fn fresh_incarnation(draft: &mut Draft, vm: VmId) -> Incarnation {
     let mut fence = draft.state.fence(vm);

@@ -70,7 +70,7 @@ impl World {
         }
         let uid = VmId(self.rng.uuid());
         let name = format!("vm{}", self.index).parse().unwrap();
-        self.write(Write::CreateVm { uid, name, labels: Labels::new(), spec });
+        self.write(Write::CreateVm { uid, own_uid: false, name, labels: Labels::new(), spec });
     }
 
     fn migrate(&mut self, vm: VmId) {

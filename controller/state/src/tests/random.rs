@@ -98,6 +98,7 @@ fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
     match pick {
         0 => Write::CreateVm {
             uid: vm_id(vm),
+            own_uid: b % 2 == 0,
             name: format!("vm{vm}").parse().unwrap(),
             labels: Labels::new(),
             spec: spec(b),
