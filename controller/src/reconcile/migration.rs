@@ -23,6 +23,9 @@ pub(super) const BLIND_AT_SWITCH_MAX_MS: u64 = 2_000;
 /// A destination must have received everything this long after the hand-over, ms; then its process is ended, and the
 /// source goes on. What is sent after the switch-over point takes about the downtime limit.
 pub(super) const ARRIVE_MAX_MS: u64 = 60_000;
+/// Two hosts whose clocks make the stand-still differ by more than this from what the source measured do not agree on
+/// the time, ms: the destination goes on within some milliseconds of the end of the source's copy.
+const CLOCKS_AGREE_MS: u64 = 1_000;
 /// The source's figures are waited for this long after the hand-over, ms; the guest runs meanwhile.
 pub(super) const FIGURES_WAIT_MS: u64 = 2_000;
 
@@ -248,7 +251,7 @@ impl<'a> Scene<'a> {
 
     fn switching(&self) -> Option<MigrationEvent> {
         let figures = match self.sending() {
-            Some(SendState::Sent(figures)) => *figures,
+            Some(SendState::Sent(figures)) => self.stood_still(*figures),
             _ => self.migration.status.figures.unwrap_or_default(),
         };
         let arrived = |outcome| Some(MigrationEvent::Arrived { figures, outcome });
@@ -265,6 +268,17 @@ impl<'a> Scene<'a> {
             (Destination::Waits | Destination::Unseen, Source::Stands | Source::Gone)
             | (Destination::Waits | Destination::Unseen | Destination::Never, Source::Unseen) => None,
         }
+    }
+
+    /// The source's hypervisor counts the stand-still up to the end of its copy; the destination knows when its vCPUs ran.
+    fn stood_still(&self, mut figures: MigrationFigures) -> MigrationFigures {
+        let arrived = self.destination().vm(self.vm.metadata.uid).and_then(|seen| seen.resumed_at_ms);
+        let Some(resumed_at_ms) = arrived.filter(|_| figures.stopped_at_ms > 0) else { return figures };
+        let by_clocks_ms = resumed_at_ms.saturating_sub(figures.stopped_at_ms);
+        if by_clocks_ms <= figures.downtime_ms.saturating_add(CLOCKS_AGREE_MS) {
+            figures.downtime_ms = figures.downtime_ms.max(by_clocks_ms);
+        }
+        figures
     }
 
     fn awaits_figures(&self) -> bool {
