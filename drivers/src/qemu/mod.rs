@@ -20,6 +20,7 @@ mod kvm;
 mod live;
 mod outgoing;
 mod owner;
+mod passes;
 mod probe;
 mod process;
 mod qmp;
