@@ -21,6 +21,7 @@ mod live;
 mod logs;
 mod outgoing;
 mod owner;
+mod passes;
 mod probe;
 mod process;
 mod qmp;

@@ -25,6 +25,7 @@ use super::command::view;
 use super::incoming::set_capabilities;
 use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
+use super::{COMMAND_DEADLINE, passes};
 use crate::hypervisor::Send;
 
 /// A destination that does not take a connection within this is not there. Tried before QEMU does, because QEMU
@@ -33,13 +34,6 @@ const REACH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// From "completed" to the end of QEMU's migration thread it takes microseconds, unless the host is overloaded.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The first stand-still allowed, as a part of the limit. QEMU stops a guest as soon as the rest would go within the
-/// limit, and then takes that long; a quiet guest is spared most of it when the limit begins low.
-const FIRST_DOWNTIME_DIVISOR: u64 = 10;
-/// From this pass over memory on, each one doubles the stand-still allowed, up to the limit: the guest writes faster
-/// than it is sent. The first pass sends everything, the second what was written meanwhile.
-const RELAX_FROM_PASS: u64 = 3;
 
 /// A sending, as far as it is not in the record.
 #[derive(Debug)]
@@ -179,7 +173,7 @@ impl Owner {
         self.clear_mirrors().await;
         set_capabilities(&self.qmp, true).await?;
         let speed = outgoing.limits.bandwidth_mib_s << 20;
-        let downtime_ms = (outgoing.limits.downtime_ms / FIRST_DOWNTIME_DIVISOR).max(1);
+        let downtime_ms = passes::first_downtime_ms(&self.qmp, outgoing.limits.downtime_ms).await?;
         let parameters = json!({ "max-bandwidth": speed, "downtime-limit": downtime_ms });
         self.qmp.run("migrate-set-parameters", parameters).await?;
         for (node, export) in self.record.local_disks.clone() {
@@ -249,17 +243,6 @@ impl Owner {
             // Told by the caller: a new agent that catches up must not show the steps in between as news.
             now.phase = next;
         }
-        Ok(())
-    }
-
-    /// A pass over memory begins: the guest may have to stand still for longer.
-    pub(super) async fn passed(&mut self, pass: u64) -> Result<(), Fault> {
-        let Some(outgoing) = &self.record.outgoing else { return Ok(()) };
-        let limit_ms = outgoing.limits.downtime_ms;
-        let doublings = u32::try_from(pass.saturating_sub(RELAX_FROM_PASS - 1)).unwrap_or(u32::MAX);
-        let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
-        let downtime_ms = (limit_ms / FIRST_DOWNTIME_DIVISOR).max(1).saturating_mul(factor).min(limit_ms);
-        self.qmp.run("migrate-set-parameters", json!({ "downtime-limit": downtime_ms })).await?;
         Ok(())
     }
 
