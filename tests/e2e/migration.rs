@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use dunlin_model::migration::{MigrationOutcome, MigrationPhase};
 use dunlin_model::vm::VmPhase;
 use dunlin_tests::fleet::{BOOT_LIMIT, guest_dir};
@@ -45,7 +46,9 @@ fn real_qemu_thirty_migrations_in_a_row_lose_nothing() -> anyhow::Result<()> {
             let before = fleet.ticks_beyond(&file()?, None, BOOT_LIMIT)?;
             let from = fleet.vm(name)?.status.host_name;
             fleet.ok(&["vm", "migrate", name, "--wait"])?;
-            let after = fleet.ticks_beyond(&file()?, Some(before.last_seq), MOVE_LIMIT)?;
+            let after = fleet
+                .ticks_beyond(&file()?, Some(before.last_seq), MOVE_LIMIT)
+                .with_context(|| format!("round {round}: {name}"))?;
             assert_eq!((after.first_seq, after.boots), (0, 1), "round {round}: {name} lost its past");
             let vm = fleet.vm(name)?;
             assert_ne!(vm.status.host_name, from, "round {round}: {name} has not moved");
