@@ -3,8 +3,11 @@
 
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
+mod environment;
 mod faults;
+mod full_disk;
 mod input;
 mod lifecycle;
 mod migration;
 mod restart;
+mod site;
