@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::COMMAND_DEADLINE;
 use super::command::view;
 use super::incoming::set_capabilities;
 use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
