@@ -15,7 +15,7 @@ use tonic::Streaming;
 
 use crate::host::Host;
 use crate::line::dial;
-use crate::serial_log::SerialLog;
+use crate::serial_log::{Place, SerialLog};
 
 /// Tunnels open at the same time. Each holds a connection and two buffers.
 const TUNNELS_MAX: usize = 64;
@@ -81,7 +81,8 @@ async fn open(host: &Host, asked: &v1::OpenTunnel) -> Result<FarEnd, String> {
         std::io::ErrorKind::NotFound => "it has said nothing on this host yet".to_owned(),
         _ => format!("{}: {e}", path.display()),
     })?;
-    let from = log.resume(&asked.places);
+    let place = |place: &v1::LogPlace| Place { log: place.log.clone(), offset: place.offset };
+    let from = log.resume(&asked.places.iter().map(place).collect::<Vec<_>>());
     Ok(FarEnd::Log { log, from, follow: asked.mode() == v1::ConsoleMode::LogFollow })
 }
 
@@ -145,7 +146,9 @@ async fn read_log(log: &SerialLog, chunks: &Chunks, at: &mut u64) -> std::io::Re
         if data.is_empty() {
             return Ok(());
         }
-        let chunk = v1::TunnelChunk { data, place: Some(log.place(end)), ..Default::default() };
+        let Place { log, offset } = log.place(end);
+        let place = Some(v1::LogPlace { log, offset });
+        let chunk = v1::TunnelChunk { data, place, ..Default::default() };
         if chunks.send(chunk).await.is_err() {
             return Ok(());
         }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use dunlin_model::Name;
-use dunlin_proto::v1::LogPlace;
 use rustix::fs::{SeekFrom, inotify, seek};
 use rustix::io::Errno;
 use tokio::io::AsyncReadExt;
@@ -22,6 +21,15 @@ use crate::durable::off_thread;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
+
+/// A place in one log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which log.
+    pub(crate) log: String,
+    /// Bytes before it.
+    pub(crate) offset: u64,
+}
 
 /// One log, held open.
 #[derive(Clone, Debug)]
@@ -42,13 +50,13 @@ impl SerialLog {
     }
 
     /// Where to begin: where the reader was, if he was in this very log.
-    pub(crate) fn resume(&self, places: &[LogPlace]) -> u64 {
+    pub(crate) fn resume(&self, places: &[Place]) -> u64 {
         places.iter().find(|place| place.log == self.name).map_or(0, |place| place.offset)
     }
 
     /// The place of the byte at `offset`.
-    pub(crate) fn place(&self, offset: u64) -> LogPlace {
-        LogPlace { log: self.name.clone(), offset }
+    pub(crate) fn place(&self, offset: u64) -> Place {
+        Place { log: self.name.clone(), offset }
     }
 
     /// Some bytes from `at` on, or from where there are any, and where they end. None at the end of the log.

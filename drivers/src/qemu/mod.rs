@@ -120,7 +120,7 @@ struct Handle {
 impl Handle {
     fn guest(&self) -> Option<Guest> {
         match &*self.state.borrow() {
-            State::Up(guest) => Some(guest.clone()),
+            State::Up(guest) => Some((**guest).clone()),
             State::Coming | State::Failed(_) => None,
         }
     }
@@ -248,7 +248,7 @@ impl Hypervisor for Qemu {
         let mut state = self.claim(launch)?.state;
         let up = async { state.wait_for(|state| !matches!(state, State::Coming)).await.map(|s| s.clone()) };
         match timeout(START_DEADLINE, up).await {
-            Ok(Ok(State::Up(guest))) => Ok(guest),
+            Ok(Ok(State::Up(guest))) => Ok(*guest),
             Ok(Ok(State::Failed(e))) => Err(e),
             Ok(Ok(State::Coming) | Err(_)) => {
                 Err(fail("start", DriverErrorKind::Transient, "the start was broken off"))

@@ -43,13 +43,17 @@ pub(super) const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Coming,
-    Up(Guest),
+    Up(Box<Guest>),
     Failed(DriverError),
 }
 
 impl State {
     pub(super) fn has_ended(&self) -> bool {
-        matches!(self, Self::Up(Guest { run: Run::Ended(..), .. }) | Self::Failed(_))
+        match self {
+            Self::Coming => false,
+            Self::Up(guest) => matches!(guest.run, Run::Ended(..)),
+            Self::Failed(_) => true,
+        }
     }
 }
 
@@ -260,8 +264,8 @@ impl Owner {
     pub(super) fn publish(&self) {
         let guest = self.guest();
         let changed = self.state.send_if_modified(|state| {
-            let same = matches!(state, State::Up(known) if *known == guest);
-            *state = State::Up(guest.clone());
+            let same = matches!(state, State::Up(known) if **known == guest);
+            *state = State::Up(Box::new(guest.clone()));
             !same
         });
         if changed {

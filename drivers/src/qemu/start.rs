@@ -378,7 +378,7 @@ async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, 
             record.ended = Some((record.ending.unwrap_or(EndCause::Died), message));
             dir.store(&record, true)?;
         }
-        seat.state.send_replace(State::Up(owner::ended(&record)));
+        seat.state.send_replace(State::Up(Box::new(owner::ended(&record))));
         return Ok(Some((vm, handle)));
     };
     let process = Arc::new(process);
@@ -391,7 +391,7 @@ async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, 
         state.send_if_modified(|state| {
             let is_unknown = matches!(state, State::Coming);
             if is_unknown {
-                *state = State::Up(presumed);
+                *state = State::Up(Box::new(presumed));
             }
             is_unknown
         });
@@ -428,7 +428,7 @@ async fn take_over(seat: Seat, record: Record, process: Arc<Process>) {
                 if let Err(e) = seat.dir.store(&record, true) {
                     tracing::warn!(vm = %record.vm, error = %chain(&e), "an ended guest is not on record");
                 }
-                seat.state.send_replace(State::Up(owner::ended(&record)));
+                seat.state.send_replace(State::Up(Box::new(owner::ended(&record))));
                 return;
             }
             connected = Qmp::connect(&monitor, Instant::now() + ADOPT_DEADLINE) => connected,
