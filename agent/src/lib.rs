@@ -106,9 +106,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         };
         drivers.push(Arc::new(SimDriver::open(sim).await.map_err(Error::Driver)?));
     }
-    if config.qemu {
-        drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
-    }
     if drivers.is_empty() {
         return Err(Error::NoDriver);
     }

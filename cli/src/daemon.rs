@@ -51,8 +51,8 @@ impl FromStr for MemberArg {
 }
 
 /// Runs a controller until it is told to stop.
-pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session)?;
+pub(crate) fn controller(args: ControllerArgs, logs: Option<&str>) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session, logs)?;
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
         let problem = format!("controller {} itself is not among them", args.id);
         Invalid::new("--member", problem, format!("one for every controller, as in --member {}=...", args.id))
@@ -93,8 +93,8 @@ pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
 }
 
 /// Runs an agent until it is told to stop. Its guests go on.
-pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session)?;
+pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session, logs)?;
     let name = match args.name {
         Some(name) => name,
         None => node_name()?,
@@ -157,12 +157,12 @@ fn node_name() -> Result<Name, Failure> {
 
 /// Logs to standard error, as told by `RUST_LOG`; in a session of its own when `up` started it, so that neither a
 /// closed terminal nor Ctrl-C in it ends the fleet.
-fn begin(json: bool, own_session: bool) -> Result<(), Failure> {
+fn begin(json: bool, own_session: bool, asked: Option<&str>) -> Result<(), Failure> {
     if own_session {
         // Fails only for a process that leads its group already, and then there is nothing to leave.
         let _ = rustix::process::setsid();
     }
-    let filter = log_filter(std::env::var("RUST_LOG").ok().as_deref())?;
+    let filter = log_filter(asked)?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
         logs.json().init();

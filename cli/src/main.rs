@@ -35,8 +35,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let contexts = contexts_path();
     match cli.noun {
-        Noun::Controller(args) => daemon::controller(args),
-        Noun::Agent(args) => daemon::agent(args),
+        Noun::Controller(args) => daemon::controller(args, logs().as_deref()),
+        Noun::Agent(args) => daemon::agent(args, logs().as_deref()),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),
         _ => {
@@ -50,6 +50,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
 fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Failure::io("starting the runtime"))
+}
+
+/// What is to be logged, if anybody says.
+fn logs() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
 }
 
 fn contexts_path() -> std::path::PathBuf {

@@ -7,18 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dunlin_model::{ClusterId, Kind, Name};
-use dunlin_proto::v1;
+use dunlin_model::{ClusterId, Name};
 use futures_util::future::join_all;
-use tonic::Request;
 
-use crate::api::fleet;
+use crate::api::cluster_of;
 use crate::node::Node;
 
 /// Between rounds, while too few of the others have answered to know.
 const ASK_EVERY: Duration = Duration::from_secs(2);
-/// Time for one of the others to answer from memory.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// It is another's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +67,10 @@ pub(crate) async fn stranger(node: &Node) -> Stranger {
         let told = node.config.peers.len() + 1;
         if let Some(ours) = node.replica.cluster() {
             let mut votes = BTreeMap::from([(ours, 1)]);
-            for theirs in join_all(node.config.peers.iter().map(|peer| ask(node, &peer.api_endpoint))).await {
+            for theirs in
+                join_all(node.config.peers.iter().map(|peer| cluster_of(&node.peers, &peer.api_endpoint)))
+                    .await
+            {
                 theirs.into_iter().for_each(|theirs| *votes.entry(theirs).or_insert(0) += 1);
             }
             match votes.into_iter().find(|(_, count)| count * 2 > told) {
@@ -85,20 +84,4 @@ pub(crate) async fn stranger(node: &Node) -> Stranger {
         tokio::time::sleep(ASK_EVERY).await;
     }
     std::future::pending().await
-}
-
-/// The cluster of the controller there, from its own copy; none when it does not say.
-async fn ask(node: &Node, endpoint: &str) -> Option<ClusterId> {
-    let mut request = Request::new(v1::GetRequest {
-        kind: v1::Kind::from(Kind::Cluster).into(),
-        consistency: v1::Consistency::Stale.into(),
-        ..v1::GetRequest::default()
-    });
-    request.set_timeout(ASK_TIMEOUT);
-    let mut client = fleet(node.peers.channel(endpoint).ok()?);
-    let answer = tokio::time::timeout(ASK_TIMEOUT, client.get(request)).await.ok()?.ok()?;
-    match answer.into_inner().try_into().ok()? {
-        dunlin_model::Object::Cluster(cluster) => Some(cluster.metadata.uid),
-        _ => None,
-    }
 }

@@ -80,21 +80,6 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
     let xml = fleet.scratch().join("listing-1.xml");
     std::fs::write(&xml, listing_1)?;
     let xml = xml.display().to_string();
-    let file = |name: &str, text: &str| -> anyhow::Result<String> {
-        std::fs::write(fleet.scratch().join(name), text)?;
-        Ok(fleet.scratch().join(name).display().to_string())
-    };
-    let lables = file("lables.yaml", "metadata: {name: x, lables: {tier: web}}\nspec: {mem_mib: 64}\n")?;
-    let nested = file(
-        "nested.yaml",
-        "spec:\n  mem_mib: 64\n  disks:\n    - {name: vda, bsu: ide, source: {empty_mib: 1}}\n",
-    )?;
-    let twice = file("twice.json", "{\"spec\": {\"mem_mib\": 64, \"mem_mib\": 128}}")?;
-    let words_for_numbers = file("words.yaml", "spec: {mem_mib: plenty}\n")?;
-    let uid = fleet.vm("sim-1")?.metadata.uid;
-    let taken =
-        file("taken.yaml", &format!("metadata: {{name: twin, uid: {uid}}}\nspec: {{mem_mib: 64}}\n"))?;
-    let nowhere = fleet.scratch().join("nowhere.yaml").display().to_string();
     let mut said = String::new();
     for words in [
         &["vm", "show", "sim-11"][..],
@@ -109,13 +94,6 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
         &["vm", "create", "x", "--disk", "image=tiny,path=/a"],
         &["vm", "create", "x", "--disk", "path=/a.raw,shared=no"],
         &["vm", "create", "x", "--nic", "user,tap=t0"],
-        &["vm", "create", "x", "-f", &lables],
-        &["vm", "create", "x", "-f", &nested],
-        &["vm", "create", "x", "-f", &twice],
-        &["vm", "create", "x", "-f", &words_for_numbers],
-        &["vm", "create", "-f", &taken],
-        &["vm", "create", "x", "-f", &nowhere],
-        &["vm", "create", "x", "-f", &lables, "--xml", &xml],
         &["vm", "lst"],
         &["vm", "list", "-o", "jsn"],
         &["vm", "destroy", "nobody", "sim-11"],
@@ -123,8 +101,6 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
         &["token", "create", "--ttl-s", "0"],
         &["image", "import", "folder", "/"],
         &["--context", "nope", "vm", "list"],
-        &["up", "--dir", &nowhere, "--controllers", "2"],
-        &["up", "--dir", &nowhere, "--port", "65535"],
         &["vm", "create", "-bad-"],
         &["vm", "create", "big", "--mem-mib", "1"],
         &["vm", "create", "big", "--cpus", "1000"],
@@ -141,14 +117,53 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
         &["cluster", "set", "--cpu-overcommit-percent", "1"],
         &["cluster", "set", "--placement", "random"],
     ] {
-        let output = fleet.run(words)?;
-        assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
-        let typed = words.join(" ").replace(&fleet.scratch().display().to_string(), "SCRATCH");
-        let told = normal(fleet, &output.stderr);
-        said.push_str(&format!("$ dunlin {typed}\n{told}exit {}\n\n", output.status));
+        said.push_str(&refused(fleet, words)?);
     }
     insta::assert_snapshot!("refusals", said);
+    let lables = refused_files(fleet, &xml)?;
     as_programs_see_it(fleet, &lables)
+}
+
+/// What a command that must fail says, and how it ends.
+fn refused(fleet: &Fleet, words: &[&str]) -> anyhow::Result<String> {
+    let output = fleet.run(words)?;
+    assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
+    let typed = words.join(" ").replace(&fleet.scratch().display().to_string(), "SCRATCH");
+    let told = normal(fleet, &output.stderr);
+    Ok(format!("$ dunlin {typed}\n{told}exit {}\n\n", output.status))
+}
+
+/// Files with what does not belong there. Returns the path of the one with a misspelt field.
+fn refused_files(fleet: &Fleet, xml: &str) -> anyhow::Result<String> {
+    let file = |name: &str, text: &str| -> anyhow::Result<String> {
+        std::fs::write(fleet.scratch().join(name), text)?;
+        Ok(fleet.scratch().join(name).display().to_string())
+    };
+    let lables = file("lables.yaml", "metadata: {name: x, lables: {tier: web}}\nspec: {mem_mib: 64}\n")?;
+    let disk = "{name: vda, bsu: ide, source: {empty_mib: 1}}";
+    let nested = file("nested.yaml", &format!("spec:\n  mem_mib: 64\n  disks: [{disk}]\n"))?;
+    let twice = file("twice.json", "{\"spec\": {\"mem_mib\": 64, \"mem_mib\": 128}}")?;
+    let text = file("text.yaml", "spec: {mem_mib: plenty}\n")?;
+    let uid = fleet.vm("sim-1")?.metadata.uid;
+    let taken =
+        file("taken.yaml", &format!("metadata: {{name: twin, uid: {uid}}}\nspec: {{mem_mib: 64}}\n"))?;
+    let nowhere = fleet.scratch().join("nowhere.yaml").display().to_string();
+    let mut said = String::new();
+    for words in [
+        &["vm", "create", "x", "-f", &lables][..],
+        &["vm", "create", "x", "-f", &nested],
+        &["vm", "create", "x", "-f", &twice],
+        &["vm", "create", "x", "-f", &text],
+        &["vm", "create", "-f", &taken],
+        &["vm", "create", "x", "-f", &nowhere],
+        &["vm", "create", "x", "-f", &lables, "--xml", xml],
+        &["up", "--dir", &nowhere, "--controllers", "2"],
+        &["up", "--dir", &nowhere, "--port", "65535"],
+    ] {
+        said.push_str(&refused(fleet, words)?);
+    }
+    insta::assert_snapshot!("refused_files", said);
+    Ok(lables)
 }
 
 /// Refusals as JSON, text through pipes, a reader that goes away, endpoints that are none or where nobody is: no panic, no

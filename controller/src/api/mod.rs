@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
-pub(crate) use peers::{Peers, fleet, gate};
+pub(crate) use peers::{Peers, cluster_of, gate};
 pub(crate) use reads::rejected_fault;
 pub(crate) use watch::WATCHES_MAX;
 use writes::Ask;
