@@ -9,6 +9,8 @@
 
 pub mod decision;
 pub mod filter;
+pub mod ganeti;
+pub mod input;
 pub mod score;
 pub mod snapshot;
 
