@@ -7,15 +7,20 @@
 //! Snapshot + Request -> filters (each with a reason) -> scores -> Decision { host, explain }
 //! ```
 
+pub mod balance;
+pub mod budget;
 pub mod decision;
+pub mod distrust;
 pub mod explain;
 pub mod filter;
 pub mod ganeti;
+pub mod history;
 pub mod input;
 pub mod policy;
 pub mod request;
 pub mod score;
 pub mod snapshot;
+pub mod waves;
 pub mod worth;
 
 pub use decision::{Decision, Refusal, Scored, place, why_not};

@@ -418,7 +418,7 @@ fn order(mut score: Score, found: &Search, moves_max: usize) -> Vec<GanetiMove> 
     let mut left: Vec<(usize, usize)> =
         found.moved().into_iter().map(|vm| (vm, found.score.vms[vm].at)).collect();
     let mut moves = Vec::new();
-    let mut gain_of = |score: &Score, vm: usize, to: usize| score.value() - score.after(vm, to);
+    let gain_of = |score: &Score, vm: usize, to: usize| score.value() - score.after(vm, to);
     left.sort_by(|a, b| gain_of(&score, b.0, b.1).total_cmp(&gain_of(&score, a.0, a.1)).then(a.0.cmp(&b.0)));
     loop {
         let before = left.len();
