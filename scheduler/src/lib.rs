@@ -7,10 +7,12 @@
 //! Snapshot + Request -> filters (each with a reason) -> scores -> Decision { host, explain }
 //! ```
 
+pub mod admit;
 pub mod balance;
 pub mod budget;
 pub mod decision;
 pub mod distrust;
+pub mod evacuate;
 pub mod explain;
 pub mod filter;
 pub mod ganeti;
