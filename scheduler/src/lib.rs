@@ -10,6 +10,7 @@
 pub mod admit;
 pub mod balance;
 pub mod budget;
+pub mod consolidate;
 pub mod decision;
 pub mod distrust;
 pub mod evacuate;

@@ -94,6 +94,16 @@ impl Board {
         before.checked_sub(left.all_milli() + taken.all_milli()).filter(|gain| *gain > 0)
     }
 
+    pub(crate) fn demand(&self, vm: VmIdx) -> Demand {
+        self.vms[vm.at()].demand
+    }
+
+    /// What a host would have to spare with that VM, thousandths of a CPU.
+    pub(crate) fn spare_with(&self, vm: VmIdx, host: HostIdx) -> i128 {
+        let cell = &self.hosts[host.at()];
+        spare_milli(&cell.demand.plus(self.demand(vm)), cell.capacity_milli)
+    }
+
     /// Carries a VM over.
     pub(crate) fn carry(&mut self, vm: VmIdx, seat: Seat) {
         let demand = self.vms[vm.at()].demand;
@@ -112,10 +122,13 @@ impl Board {
 impl HostCell {
     fn refresh(&mut self, fairness: &Fairness) {
         self.pain = fairness.pain(&self.demand, self.capacity_milli);
-        let spread = i128::from(u64::try_from(self.demand.variance.isqrt()).unwrap_or(u64::MAX));
-        let mean = i128::from(self.demand.mean_milli);
-        self.spare_milli = i128::from(self.capacity_milli) - mean - i128::from(SPARE_DEVIATIONS) * spread;
+        self.spare_milli = spare_milli(&self.demand, self.capacity_milli);
     }
+}
+
+fn spare_milli(demand: &Demand, capacity_milli: u64) -> i128 {
+    let spread = i128::from(u64::try_from(demand.variance.isqrt()).unwrap_or(u64::MAX));
+    i128::from(capacity_milli) - i128::from(demand.mean_milli) - i128::from(SPARE_DEVIATIONS) * spread
 }
 
 fn vm_cell(load: Option<Load>, promised_milli: u64, now_ms: u64) -> (VmCell, Option<Doubt>) {

@@ -17,7 +17,7 @@ pub(crate) mod board;
 pub mod cost;
 pub mod level;
 pub mod pain;
-mod search;
+pub(crate) mod search;
 
 use dunlin_model::{HostId, Name, VmId};
 use serde::{Deserialize, Serialize};

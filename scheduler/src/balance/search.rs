@@ -182,8 +182,30 @@ impl Search {
         best.ok_or_else(|| self.explain(hot, &tally))
     }
 
+    pub(crate) fn moves_left(&self) -> usize {
+        self.moves_left
+    }
+
+    pub(crate) fn horizon_s(&self) -> u64 {
+        self.thresholds.horizon_s
+    }
+
+    pub(crate) fn is_banned(&self, vm: VmIdx, host: HostIdx) -> bool {
+        self.banned.contains(&(vm, host))
+    }
+
+    /// What moving the VM costs. None when its load is not trusted, or the move would not end.
+    pub(crate) fn cost(&self, vm: VmIdx) -> Option<Cost> {
+        cost(&self.board.fleet, vm, &self.board.vms[vm.at()].load?, &self.link)
+    }
+
+    /// Is that gain worth that cost at this level?
+    pub(crate) fn pays(&self, gain_cpu_ms: u64, cost_cpu_ms: u64) -> bool {
+        u128::from(gain_cpu_ms) * 100 >= u128::from(cost_cpu_ms) * u128::from(self.thresholds.gain_percent)
+    }
+
     /// Why a VM is not even looked at.
-    fn rests(&self, vm: VmIdx, host: HostIdx) -> Option<Why> {
+    pub(crate) fn rests(&self, vm: VmIdx, host: HostIdx) -> Option<Why> {
         let row = self.board.fleet.vm(vm);
         if !row.movable || row.held.is_some() || row.at.is_none_or(|seat| seat.host != host) {
             return Some(Why::NothingMovable);
@@ -215,9 +237,8 @@ impl Search {
     }
 
     fn best_place(&self, vm: VmIdx, hot: HostIdx, coolest: &[HostIdx], tally: &mut Tally) -> Option<Choice> {
-        let load = self.board.vms[vm.at()].load?;
         let fleet = &self.board.fleet;
-        let Some(cost) = cost(fleet, vm, &load, &self.link) else {
+        let Some(cost) = self.cost(vm) else {
             tally.count(Why::NotWorthIt);
             return None;
         };
@@ -237,11 +258,7 @@ impl Search {
             let gain_cpu_ms = gain_milli.saturating_mul(self.thresholds.horizon_s);
             best = Some(Choice { vm, from: hot, seat, gain_milli, gain_cpu_ms, cost });
         }
-        let pays = |choice: &Choice| {
-            u128::from(choice.gain_cpu_ms) * 100
-                >= u128::from(cost.cpu_ms) * u128::from(self.thresholds.gain_percent)
-        };
-        let Some(choice) = best.filter(pays) else {
+        let Some(choice) = best.filter(|choice| self.pays(choice.gain_cpu_ms, cost.cpu_ms)) else {
             tally.count(if fitting == 0 { Why::NoRoom } else { Why::NotWorthIt });
             tally.better(best);
             return None;
