@@ -5,23 +5,34 @@
 //!
 //! ```text
 //! Snapshot + Request -> filters (each with a reason) -> scores -> Decision { host, explain }
+//!
+//! decision::place   asks every host and says everything     Placer::place   the same host, whatever the fleet's size
+//! group             a batch, or a gang: all or none         make_room       moves that let a VM in
+//! simulate          replays traces with the same code
 //! ```
 
 pub mod decision;
 pub mod explain;
 pub mod filter;
+pub mod group;
+pub mod make_room;
+pub mod place;
 pub mod policy;
 pub mod request;
 pub mod score;
+pub mod simulate;
 pub mod snapshot;
 pub mod worth;
 
 pub use decision::{Decision, Refusal, Scored, place, why_not};
-pub use explain::No;
+pub use explain::{No, Remedy, remedies};
 pub use filter::Reason;
+pub use place::{Pick, Placer};
 pub use policy::{Policy, Term};
 pub use request::{Pin, Request};
 pub use snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 
+#[cfg(test)]
+mod place_tests;
 #[cfg(test)]
 mod tests;
