@@ -77,6 +77,20 @@ pub enum Error {
     NoDriver,
 }
 
+/// How often code that is not in use is let go of. What a start or a migration needed is not needed for most minutes of a
+/// host's life; what is in use is mapped again in some hundred page faults.
+const REST_EVERY: Duration = Duration::from_secs(60);
+
+/// Keeps the agent as small as what it does.
+async fn rest() {
+    loop {
+        tokio::time::sleep(REST_EVERY).await;
+        if let Err(error) = dunlin_drivers::footprint::release_code() {
+            tracing::debug!(%error, "code that is not in use stays resident");
+        }
+    }
+}
+
 /// Names the folder an error is about.
 trait Folder<T> {
     fn folder(self, path: PathBuf) -> Result<T, Error>;
@@ -143,6 +157,7 @@ async fn run_locked(
         () = &mut shutdown => return Ok(()),
     };
     host.spawn(image_cache::keep(Arc::clone(&host)));
+    host.spawn(rest());
     let ended = tokio::select! {
         ended = session::attend(Arc::clone(&host), enrolled, probed) => ended.map_err(Error::from),
         () = shutdown => Ok(()),

@@ -1,7 +1,7 @@
-//! What a daemon that has started up keeps resident of its own program.
+//! What a daemon keeps resident of its own program.
 //!
-//! Starting takes code that never runs again: arguments, probes, the first look at everything. The kernel has mapped it, in
-//! clusters of sixteen pages, and counts it as this process's memory for as long as it lives.
+//! Starting takes code that never runs again: arguments, probes, the first look at everything. So does each guest's start, for a
+//! while. The kernel has mapped it, in clusters of sixteen pages, and counts it as this process's memory as long as it lives.
 
 use std::io;
 

@@ -140,9 +140,6 @@ impl Agent {
                     let leader = opened.endpoint.clone();
                     self.host.line.set_leader(Some(&leader));
                     tracing::info!(%leader, session = opened.welcome.session, "session open");
-                    if let Err(error) = dunlin_drivers::footprint::release_code() {
-                        tracing::debug!(%error, "the code that started us stays resident");
-                    }
                     let end = self.live(opened).await;
                     match end {
                         End::Redirect(leader) if !leader.is_empty() => {

@@ -96,7 +96,11 @@ async fn images_nobody_needs_leave() {
         generation: Revision(1),
         assignments: Vec::new(),
         acts: Vec::new(),
-        images: BTreeMap::from([("golden".parse().unwrap(), needed.clone())]),
+        // Both: a machine whose disk is nearly full keeps none that is not needed.
+        images: BTreeMap::from([
+            ("golden".parse().unwrap(), needed.clone()),
+            ("silver".parse().unwrap(), newer.clone()),
+        ]),
     };
     fake.say(id, dunlin_proto::v1::to_agent::Message::Desired(set.into())).await;
     let mut kept = vec![needed.sha256, newer.sha256];
