@@ -114,7 +114,7 @@ fn changed_something(outcome: &Outcome) -> bool {
 /// What was proposed: in flight, or refused and waiting.
 #[derive(Debug, Default)]
 struct Proposals {
-    /// By the command's JSON, which is what makes two commands the same.
+    /// By the JSON of the command without its record of why, which is what makes two commands the same.
     known: BTreeMap<String, Standing>,
     in_flight: usize,
 }
@@ -131,7 +131,8 @@ impl Proposals {
         if self.in_flight >= IN_FLIGHT_MAX {
             return None;
         }
-        let key = serde_json::to_string(command).expect("a command goes through the log as JSON");
+        let same = command.without_why();
+        let key = serde_json::to_string(&same).expect("a command goes through the log as JSON");
         let backoff = match self.known.get(&key) {
             Some(Standing::InFlight { .. }) => return None,
             Some(Standing::Refused { until, .. }) if *until > now => return None,

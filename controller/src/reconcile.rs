@@ -7,7 +7,9 @@
 //! The contract with the agents is docs/protocol.md.
 
 pub mod desired;
+mod drain;
 mod host;
+mod load;
 mod migration;
 pub mod observed;
 mod placement;
@@ -15,6 +17,7 @@ mod task;
 mod vm;
 
 pub use desired::{desired_set, is_news};
+pub(crate) use load::Loads;
 pub use observed::{HostView, Observed, Report};
 
 use dunlin_model::Timestamp;

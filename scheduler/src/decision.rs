@@ -96,7 +96,7 @@ pub fn place(snapshot: &Snapshot<'_>, request: &Request<'_>) -> Decision {
     // Among equals the host with fewer VMs spreads and the one with more packs; then the name decides.
     let crowd = |row: &HostRow<'_>| match policy.placement {
         PlacementPolicy::Spread => row.reserved.vms,
-        PlacementPolicy::Pack => u64::MAX - row.reserved.vms,
+        PlacementPolicy::Pack | PlacementPolicy::PowerSaving => u64::MAX - row.reserved.vms,
     };
     fitting.sort_by(|(a, x), (b, y)| {
         b.cmp(a).then(crowd(x).cmp(&crowd(y))).then(x.host.metadata.name.cmp(&y.host.metadata.name))

@@ -16,6 +16,6 @@ pub fn score(policy: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> u64 {
     let cpus = left(row.cpus_free(policy), request.spec.cpus.into(), row.cpus_total(policy));
     match policy.placement {
         PlacementPolicy::Spread => mem + cpus,
-        PlacementPolicy::Pack => SCORE_MAX - mem - cpus,
+        PlacementPolicy::Pack | PlacementPolicy::PowerSaving => SCORE_MAX - mem - cpus,
     }
 }

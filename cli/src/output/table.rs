@@ -3,6 +3,7 @@
 use comfy_table::{ContentArrangement, Table, presets};
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::Migration;
+use dunlin_model::recommendation::Recommendation;
 use dunlin_model::task::Task;
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{Object, Timestamp};
@@ -43,6 +44,9 @@ pub(crate) fn header(object: &Object, wide: bool) -> Vec<&'static str> {
         ),
         Object::Task(_) => (&["NAME", "ACT", "ON", "PHASE", "PROGRESS", "AGE"], &["MESSAGE"]),
         Object::Event(_) => (&["TIME", "LEVEL", "REASON", "ABOUT", "MESSAGE"], &["REVISION"]),
+        Object::Recommendation(_) => {
+            (&["NAME", "VM", "FROM", "TO", "WAVE", "PHASE", "AGE", "GAIN"], &["WHY", "MESSAGE"])
+        }
     };
     narrow.iter().chain(if wide { more } else { &[] }).copied().collect()
 }
@@ -73,6 +77,7 @@ pub(crate) fn row(object: &Object, wide: bool, around: &Surroundings) -> Vec<Str
         ),
         Object::Migration(migration) => migration_row(migration, around),
         Object::Task(task) => task_row(task, around),
+        Object::Recommendation(found) => recommendation_row(found, around),
         Object::Event(event) => (
             vec![
                 event.metadata.created.to_string(),
@@ -186,6 +191,31 @@ fn task_row(task: &Task, around: &Surroundings) -> Cells {
         age(task.metadata.created, around),
     ];
     (narrow, vec![task.status.message.clone()])
+}
+
+fn recommendation_row(found: &Recommendation, around: &Surroundings) -> Cells {
+    let spec = &found.spec;
+    let narrow = vec![
+        found.metadata.name.to_string(),
+        spec.vm_name.to_string(),
+        spec.from_name.to_string(),
+        spec.to_name.to_string(),
+        spec.wave.to_string(),
+        found.status.phase.to_string(),
+        age(found.metadata.created, around),
+        pain(spec.grounds.predicted.pain_before_milli, spec.grounds.predicted.pain_after_milli),
+    ];
+    (narrow, vec![spec.grounds.reason.clone(), found.status.message.clone()])
+}
+
+/// Pain before and after, in CPUs.
+pub(crate) fn pain(before_milli: u64, after_milli: u64) -> String {
+    format!("{} -> {}", cpus(before_milli), cpus(after_milli))
+}
+
+/// Thousandths of a CPU, in CPUs.
+pub(crate) fn cpus(milli: u64) -> String {
+    format!("{}.{:02}", milli / 1_000, milli % 1_000 / 10)
 }
 
 fn mib(mib: u64) -> String {

@@ -162,6 +162,11 @@ impl Fleet for Api {
         self.write(request).await
     }
 
+    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    async fn decide(&self, request: Request<v1::DecideRequest>) -> Result<Response<v1::Object>, Status> {
+        self.write(request).await
+    }
+
     #[tracing::instrument(skip_all)]
     async fn create_token(
         &self,

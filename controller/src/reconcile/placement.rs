@@ -45,7 +45,7 @@ fn bind<'a>(snapshot: &mut Snapshot<'a>, vm: &'a Vm, commands: &mut Vec<Command>
     if let Some(host) = decision.host() {
         snapshot.take(host, &request);
         let incarnation = vm.status.incarnation;
-        commands.push(Command::BindVm { vm: uid, generation, incarnation, host });
+        commands.push(Command::BindVm { vm: uid, generation, incarnation, host, why: None });
         return;
     }
     let (reason, message) = (decision.reason(), decision.explain());
@@ -109,6 +109,7 @@ fn reserve_all<'a>(
             host,
             vm_generation: vm.metadata.generation,
             vm_incarnation: vm.status.incarnation,
+            why: None,
         };
         commands.push(Command::Migrate { migration: uid, event });
     }

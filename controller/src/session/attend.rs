@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dunlin_model::desired::DesiredSet;
 use dunlin_model::host::HostPhase;
+use dunlin_model::observed::Sample;
 use dunlin_model::{ErrorCode, Revision};
 use dunlin_proto::v1::{from_agent, to_agent};
 use dunlin_proto::{Fault, Wire as _, read, v1};
@@ -199,9 +200,12 @@ impl<'a> Session<'a> {
                 let fault = Fault::new(ErrorCode::InvalidArgument, "Hello is only the first message");
                 return Err(End::Dismissed(fault));
             }
-            // Samples have no reader in the controller yet, and an empty message is of a newer agent; both are, like a
-            // Pong, signs of life.
-            Some(from_agent::Message::Samples(_) | from_agent::Message::Pong(_)) | None => {}
+            Some(from_agent::Message::Samples(taken)) => {
+                let samples: Vec<Sample> = read(taken.samples, "samples").map_err(nonsense)?;
+                self.node.board.measured(self.opened.host, taken.at_ms, &samples);
+            }
+            // An empty message is of a newer agent; like a Pong it is a sign of life.
+            Some(from_agent::Message::Pong(_)) | None => {}
         }
         Ok(())
     }

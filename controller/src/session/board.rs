@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dunlin_model::HostId;
 use dunlin_model::desired::DesiredSet;
+use dunlin_model::observed::Sample;
 use dunlin_state::State;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::reconcile::{Observed, Report, desired_set};
+use crate::reconcile::{Loads, Observed, Report, desired_set};
 
 /// The hosts' reports.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(crate) struct Board {
     reports: Mutex<Reports>,
     /// Counts what changed.
     news: watch::Sender<u64>,
+    /// Counts the samples taken in: the balancer's news.
+    measured: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -23,11 +26,14 @@ struct Reports {
     term: u64,
     /// Copied only when a step still looks at an older one.
     observed: Arc<Observed>,
+    /// The same for what guests use.
+    loads: Arc<Loads>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { reports: Mutex::default(), news: watch::Sender::new(0) }
+        let (news, measured) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { reports: Mutex::default(), news, measured }
     }
 }
 
@@ -36,7 +42,8 @@ impl Board {
     pub(crate) fn begin(&self, term: u64) {
         let mut reports = self.lock();
         if reports.term < term {
-            *reports = Reports { term, observed: Arc::new(Observed::new(clock::now())) };
+            let observed = Arc::new(Observed::new(clock::now()));
+            *reports = Reports { term, observed, loads: Arc::default() };
         }
     }
 
@@ -68,6 +75,27 @@ impl Board {
             observed.forget_acts(state);
             false
         });
+    }
+
+    /// A host measured its guests, at that time of its own clock.
+    pub(super) fn measured(&self, host: HostId, at_ms: u64, samples: &[Sample]) {
+        let now = clock::now();
+        let mut reports = self.lock();
+        let loads = Arc::make_mut(&mut reports.loads);
+        loads.forget(now);
+        if loads.take_in(host, at_ms, samples, now) {
+            self.measured.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// What guests use now.
+    pub(crate) fn loads(&self) -> Arc<Loads> {
+        Arc::clone(&self.lock().loads)
+    }
+
+    /// Wakes when something was measured.
+    pub(crate) fn watch_measured(&self) -> watch::Receiver<u64> {
+        self.measured.subscribe()
     }
 
     /// What is reported now.
