@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dunlin_model::cluster::PlacementPolicy;
 use dunlin_model::{HostId, Name};
 use serde::{Deserialize, Serialize};
 
+use crate::explain::{No, told};
 use crate::filter::{self, Reason};
-use crate::score::score;
-use crate::snapshot::{HostRow, Request, Snapshot};
+use crate::request::Request;
+use crate::score::{TermScore, Weights, score, seat, terms};
+use crate::snapshot::{HostIdx, Seat, Snapshot};
 
 /// Where a VM goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,10 @@ pub struct Decision {
     pub fitting: u32,
     /// Hosts that do not, in groups of one reason; the largest group first.
     pub refused: Vec<Refusal>,
+    /// Which state it was decided on.
+    pub revision: u64,
+    /// The policy it was decided by.
+    pub policy: String,
 }
 
 /// A host that fits.
@@ -31,8 +36,12 @@ pub struct Scored {
     pub host: HostId,
     /// Its name.
     pub name: Name,
-    /// 0 to [`SCORE_MAX`](crate::score::SCORE_MAX).
+    /// The sum of its terms, each times its weight.
     pub score: u64,
+    /// The terms that are not 0.
+    pub terms: Vec<TermScore>,
+    /// Where it would sit, in the numbers of the snapshot.
+    pub seat: Seat,
 }
 
 /// Hosts that were refused for one reason.
@@ -51,6 +60,12 @@ impl Decision {
     #[must_use]
     pub fn host(&self) -> Option<HostId> {
         self.winner.as_ref().map(|winner| winner.host)
+    }
+
+    /// Where it is to sit.
+    #[must_use]
+    pub fn seat(&self) -> Option<Seat> {
+        self.winner.as_ref().map(|winner| winner.seat)
     }
 
     /// The reason of the largest group, for machines; empty when there is no host at all.
@@ -77,44 +92,55 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Chooses a host for one VM. The same snapshot and request give the same answer.
+/// Chooses a host for one VM by asking every host, and says everything about it. The same snapshot and request give the
+/// same answer; among equals the host with the lower index wins. [`Placer`](crate::Placer) gives the same host at a
+/// cost that does not grow with the fleet.
 #[must_use]
-pub fn place(snapshot: &Snapshot<'_>, request: &Request<'_>) -> Decision {
-    let policy = &snapshot.policy;
-    let mut groups: BTreeMap<(Reason, String), (u32, Option<u64>)> = BTreeMap::new();
-    let mut fitting: Vec<(u64, &HostRow<'_>)> = Vec::new();
-    for row in &snapshot.hosts {
-        match filter::refuse(policy, row, request) {
-            None => fitting.push((score(policy, row, request), row)),
-            Some(no) => {
-                let group = groups.entry((no.reason, no.text)).or_default();
-                group.0 += 1;
-                group.1 = group.1.max(no.left);
-            }
+pub fn place(snapshot: &Snapshot, request: &Request) -> Decision {
+    let weights = Weights::from(&snapshot.policy);
+    let mut groups: BTreeMap<(Reason, String), (u32, Option<(u64, &'static str)>)> = BTreeMap::new();
+    let mut best: [Option<(u64, HostIdx)>; 2] = [None, None];
+    let mut fitting = 0;
+    for (host, _) in snapshot.hosts() {
+        if let Some(reason) = filter::refuse(snapshot, request, host) {
+            let no = told(snapshot, request, host, reason);
+            let group = groups.entry((no.reason, no.text)).or_default();
+            group.0 += 1;
+            group.1 = group.1.max(no.left);
+            continue;
+        }
+        fitting += 1;
+        let found = (score(snapshot, &weights, request, host), host);
+        if best[0].is_none_or(|(score, _)| found.0 > score) {
+            best = [Some(found), best[0]];
+        } else if best[1].is_none_or(|(score, _)| found.0 > score) {
+            best[1] = Some(found);
         }
     }
-    // Among equals the host with fewer VMs spreads and the one with more packs; then the name decides.
-    let crowd = |row: &HostRow<'_>| match policy.placement {
-        PlacementPolicy::Spread => row.reserved.vms,
-        PlacementPolicy::Pack | PlacementPolicy::PowerSaving => u64::MAX - row.reserved.vms,
-    };
-    fitting.sort_by(|(a, x), (b, y)| {
-        b.cmp(a).then(crowd(x).cmp(&crowd(y))).then(x.host.metadata.name.cmp(&y.host.metadata.name))
-    });
-    let mut best = fitting.iter().map(|(score, row)| Scored {
-        host: row.host.metadata.uid,
-        name: row.host.metadata.name.clone(),
-        score: *score,
-    });
-    let (winner, runner_up) = (best.next(), best.next());
-    let mut refused: Vec<Refusal> = groups.into_iter().map(told).collect();
+    let [winner, runner_up] = best.map(|found| scored(snapshot, request, found?));
+    let mut refused: Vec<Refusal> = groups.into_iter().map(grouped).collect();
     refused.sort_by_key(|group| std::cmp::Reverse(group.hosts));
-    let fitting = u32::try_from(fitting.len()).unwrap_or(u32::MAX);
-    Decision { winner, runner_up, fitting, refused }
+    let policy = snapshot.policy.name.clone();
+    Decision { winner, runner_up, fitting, refused, revision: snapshot.revision, policy }
 }
 
-fn told(((reason, text), (hosts, left)): ((Reason, String), (u32, Option<u64>))) -> Refusal {
-    let unit = if reason == Reason::Memory { " MiB" } else { "" };
-    let text = left.map_or(text.clone(), |left| format!("{text}{left}{unit})"));
+/// Why not that host? None when it fits, and then its score and the winner's say why another was chosen.
+#[must_use]
+pub fn why_not(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<No> {
+    filter::refuse(snapshot, request, host).map(|reason| told(snapshot, request, host, reason))
+}
+
+/// A host that fits, with everything that speaks for it.
+#[must_use]
+pub fn scored(snapshot: &Snapshot, request: &Request, (score, host): (u64, HostIdx)) -> Option<Scored> {
+    let row = snapshot.host(host);
+    let (seat, terms) = (seat(snapshot, request.profile, host)?, terms(snapshot, request, host));
+    Some(Scored { host: row.uid, name: row.name.clone(), score, terms, seat })
+}
+
+fn grouped(
+    ((reason, text), (hosts, left)): ((Reason, String), (u32, Option<(u64, &'static str)>)),
+) -> Refusal {
+    let text = left.map_or(text.clone(), |(left, unit)| format!("{text}{left}{unit})"));
     Refusal { reason, hosts, text }
 }

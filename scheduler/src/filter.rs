@@ -1,13 +1,25 @@
-//! Hard filters: each looks at one host and says no, or nothing. The order is that of the reasons: the first that
-//! refuses is the one told, so what an admin can change least stands first.
+//! Hard filters: each looks at one host and says no, or nothing. The first that refuses is the one told, so what an
+//! admin can change least stands first.
+//!
+//! They come in five groups, by what they look at; an index asks each group no more often than it must:
+//!
+//! ```text
+//! asked   this request: pins, the source, hosts left out          a few hosts per request
+//! state   the host's own state                                    once per delta of the host
+//! class   facts and taints against a profile                      once per (class, profile)
+//! fit     amounts, named resources, NUMA nodes                    once per delta of the host and profile
+//! ties    other VMs: affinity, anti-affinity, fault domains       for the hosts that are looked at
+//! ```
 
-use dunlin_model::capabilities::{Accel, DriverCapabilities, DriverPower};
-use dunlin_model::vm::NicNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{HostRow, Policy, Request};
+use crate::request::Request;
+use crate::snapshot::{
+    FactKind, HostIdx, HostState, Kind, LabelIdx, Level, NODES_MAX, Need, NodeSet, Place, ProfileIdx, Role,
+    Rule, Snapshot, VmIdx, Want, own_value, roles,
+};
 
-/// Why a host was refused. Closed: a client may match on it.
+/// Why a host was refused: the name of the filter. Closed: a client may match on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// The VM runs there already.
@@ -18,198 +30,319 @@ pub enum Reason {
     SavedElsewhere,
     /// Its disks are on another host.
     VolumesElsewhere,
-    /// The host lacks labels the VM asks for.
-    HostLabels,
+    /// Left out for now: its migration budget is spent, or it is being emptied.
+    Closed,
     /// Its agent holds no session.
     HostDown,
+    /// It is switched off to save power.
+    Asleep,
     /// The host is cordoned.
     Cordoned,
+    /// The host lacks labels the VM asks for.
+    HostLabels,
+    /// The host carries a taint the VM does not tolerate.
+    Tainted,
     /// The hypervisor driver was not found there.
     DriverMissing,
+    /// Guests of that architecture do not run there.
+    Arch,
     /// No vCPU has been seen to run there in the way asked for.
     AccelUnusable,
     /// The hypervisor there does not offer the machine type.
     MachineType,
     /// The hypervisor there does not offer the CPU model.
     CpuModel,
+    /// The CPU there lacks a feature the guest may have seen.
+    CpuFeature,
     /// A network is not known there.
     NetworkMissing,
+    /// Storage does not reach there.
+    StorageMissing,
     /// The driver there cannot take a live migration.
     CannotMigrate,
-    /// A VM it must stay apart from is there.
-    ApartFrom,
     /// Not enough vCPUs are left.
     Cpus,
     /// Not enough memory is left.
     Memory,
+    /// Not enough huge pages are left.
+    HugePages,
+    /// Not enough network bandwidth is left.
+    Bandwidth,
+    /// Not enough space is left in a disk pool.
+    DiskSpace,
+    /// Not enough devices of a kind are left.
+    Devices,
+    /// Not enough licences are left.
+    Licences,
+    /// It fits the host, but not its NUMA nodes.
+    Numa,
+    /// VMs it must stay with are elsewhere.
+    AffinityElsewhere,
+    /// A VM it must stay apart from is there, or one that must stay apart from it.
+    ApartFrom,
+    /// A VM of another fault domain of its group is there.
+    FaultDomain,
 }
 
-/// A refusal of one host: the reason, and what a person needs to know to mend it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct No {
-    /// For machines.
-    pub reason: Reason,
-    /// The same for every host refused for the same cause, so that they are told together.
-    pub text: String,
-    /// How much the host has left of what is short: the most of it is told.
-    pub left: Option<u64>,
-}
-
-impl No {
-    fn because(reason: Reason, text: impl Into<String>) -> Option<Self> {
-        Some(Self { reason, text: text.into(), left: None })
+impl Reason {
+    /// Can a policy do without it? What cannot run, or would break the machine, is refused under every policy.
+    #[must_use]
+    pub const fn is_optional(self) -> bool {
+        matches!(
+            self,
+            Self::Cordoned
+                | Self::HostLabels
+                | Self::Tainted
+                | Self::CpuFeature
+                | Self::Bandwidth
+                | Self::Licences
+                | Self::Numa
+                | Self::AffinityElsewhere
+                | Self::ApartFrom
+                | Self::FaultDomain
+        )
     }
 }
 
 /// One filter.
-pub type Filter = fn(&Policy, &HostRow<'_>, &Request<'_>) -> Option<No>;
+pub type Filter = fn(&Snapshot, &Request, HostIdx) -> Option<Reason>;
 
-/// All of them, in the order they are asked.
-pub const FILTERS: &[Filter] = &[
-    is_source,
-    other_host_asked,
-    disks_elsewhere,
-    host_labels,
-    host_up,
-    cordoned,
-    driver_present,
-    accel_usable,
-    machine_type,
-    cpu_model,
-    networks,
-    can_migrate,
-    apart_from,
-    cpus_fit,
-    memory_fits,
-];
+/// What this request asks for. In the order they are asked.
+pub const ASKED: &[Filter] = &[is_source, elsewhere_asked, left_out];
+/// The host's own state.
+pub const STATE: &[Filter] = &[host_up, awake, not_cordoned];
+/// Facts and taints.
+pub const CLASS: &[Filter] = &[has_facts, taints_tolerated];
+/// What is left.
+pub const FIT: &[Filter] = &[amounts_fit, named_fit, nodes_fit];
+/// Other VMs.
+pub const TIES: &[Filter] = &[beside_its_own, apart_from_others, in_its_fault_domain];
 
-/// The first filter that refuses the host.
+/// Every group, in the order they are asked.
+pub const GROUPS: &[&[Filter]] = &[ASKED, STATE, CLASS, FIT, TIES];
+
+/// The first filter of a group that refuses the host.
 #[must_use]
-pub fn refuse(policy: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    FILTERS.iter().find_map(|filter| filter(policy, row, request))
+pub fn refuse_by(group: &[Filter], snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let dropped = |reason: &Reason| reason.is_optional() && snapshot.policy.without.contains(reason);
+    group.iter().find_map(|filter| filter(snapshot, request, host).filter(|reason| !dropped(reason)))
 }
 
-fn is_source(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let from = request.moving?.from;
-    (from == row.host.metadata.uid).then_some(())?;
-    No::because(Reason::IsSource, "the VM runs there already")
+/// The first filter of all that refuses the host.
+#[must_use]
+pub fn refuse(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    GROUPS.iter().find_map(|group| refuse_by(group, snapshot, request, host))
 }
 
-fn other_host_asked(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let name = &row.host.metadata.name;
-    let pin = request.spec.placement.host.as_ref();
-    let asked = [request.moving.and_then(|moving| moving.to), pin];
-    let asked = asked.into_iter().flatten().find(|asked| *asked != name)?;
-    No::because(Reason::OtherHostAsked, format!("the VM is to be on host {asked}"))
+fn is_source(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    (request.from == Some(host)).then_some(Reason::IsSource)
 }
 
-fn disks_elsewhere(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let fixed = request.fixed.filter(|fixed| fixed.host != row.host.metadata.uid)?;
-    if fixed.saved {
-        return No::because(Reason::SavedElsewhere, "the VM's saved memory is on another host");
+fn elsewhere_asked(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    request.pins.iter().find(|pin| pin.host != Some(host)).map(|pin| pin.reason)
+}
+
+fn left_out(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    request.closed.binary_search(&host).is_ok().then_some(Reason::Closed)
+}
+
+fn host_up(snapshot: &Snapshot, _: &Request, host: HostIdx) -> Option<Reason> {
+    (snapshot.host(host).state == HostState::Down).then_some(Reason::HostDown)
+}
+
+fn awake(snapshot: &Snapshot, _: &Request, host: HostIdx) -> Option<Reason> {
+    (snapshot.host(host).state == HostState::Asleep).then_some(Reason::Asleep)
+}
+
+fn not_cordoned(snapshot: &Snapshot, _: &Request, host: HostIdx) -> Option<Reason> {
+    snapshot.host(host).cordoned.then_some(Reason::Cordoned)
+}
+
+fn has_facts(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let class = snapshot.class(snapshot.host(host).class);
+    let unmet = |need: &&Need| !need.any_of.iter().any(|fact| class.facts.binary_search(fact).is_ok());
+    let need = snapshot.profile(request.profile).needs.iter().find(unmet)?;
+    Some(match need.kind {
+        FactKind::Label => Reason::HostLabels,
+        FactKind::Driver => Reason::DriverMissing,
+        FactKind::Arch => Reason::Arch,
+        FactKind::Accel => Reason::AccelUnusable,
+        FactKind::Machine => Reason::MachineType,
+        FactKind::CpuModel => Reason::CpuModel,
+        FactKind::CpuFeature => Reason::CpuFeature,
+        FactKind::Network => Reason::NetworkMissing,
+        FactKind::Storage => Reason::StorageMissing,
+        FactKind::Power => Reason::CannotMigrate,
+    })
+}
+
+fn taints_tolerated(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let tolerates = &snapshot.profile(request.profile).tolerates;
+    let taints = &snapshot.class(snapshot.host(host).class).taints;
+    taints.iter().any(|taint| tolerates.binary_search(taint).is_err()).then_some(Reason::Tainted)
+}
+
+fn amounts_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let short = snapshot.profile(request.profile).amounts.short_of(&snapshot.room(host).free)?;
+    Some(match short.0 {
+        Kind::Cpu => Reason::Cpus,
+        Kind::Memory => Reason::Memory,
+        Kind::HugePages => Reason::HugePages,
+        Kind::Network => Reason::Bandwidth,
+    })
+}
+
+fn named_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let (row, room) = (snapshot.host(host), snapshot.room(host));
+    let left = |resource| {
+        let at = row.named.binary_search_by_key(&resource, |(resource, _)| *resource).ok()?;
+        room.named_free.get(at).copied()
+    };
+    let named = &snapshot.profile(request.profile).named;
+    let (short, _) = named.iter().find(|(resource, need)| left(*resource).unwrap_or(0) < *need)?;
+    let name = snapshot.resource(*short);
+    Some(match name.split('/').next() {
+        Some("disk") => Reason::DiskSpace,
+        Some("licence") => Reason::Licences,
+        _ => Reason::Devices,
+    })
+}
+
+fn nodes_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    choose_nodes(snapshot, request.profile, host).is_none().then_some(Reason::Numa)
+}
+
+/// The NUMA nodes a VM of that profile would lie on: the fullest that take it, so that the emptier stay whole. An empty
+/// set when it floats, or the host's nodes are not known; None when it does not fit.
+#[must_use]
+pub fn choose_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> Option<NodeSet> {
+    let profile = snapshot.profile(profile);
+    let free = &snapshot.room(host).nodes_free;
+    let Some(count) = profile.node_count().filter(|_| !free.is_empty()) else {
+        return Some(NodeSet::default());
+    };
+    let part = profile.node_part(count);
+    let mut fitting = [(0_u64, 0_u64, 0_usize); NODES_MAX];
+    let mut found = 0;
+    for (node, left) in free.iter().enumerate().filter(|(_, left)| part.fits(left)) {
+        fitting[found] = (left.cpu_milli, left.mem_mib, node);
+        found += 1;
     }
-    No::because(Reason::VolumesElsewhere, "the VM's disks are on another host")
-}
-
-fn host_labels(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let labels = &row.host.metadata.labels;
-    let lacks =
-        request.spec.placement.host_labels.iter().find(|(key, value)| labels.get(*key) != Some(*value));
-    lacks.and_then(|(key, value)| No::because(Reason::HostLabels, format!("no label {key}={value}")))
-}
-
-fn host_up(_: &Policy, row: &HostRow<'_>, _: &Request<'_>) -> Option<No> {
-    (!row.is_up()).then_some(())?;
-    No::because(Reason::HostDown, "not up")
-}
-
-fn cordoned(_: &Policy, row: &HostRow<'_>, _: &Request<'_>) -> Option<No> {
-    row.host.spec.cordoned.then_some(())?;
-    No::because(Reason::Cordoned, "cordoned")
-}
-
-fn driver<'a>(row: &HostRow<'a>, request: &Request<'_>) -> Option<&'a DriverCapabilities> {
-    row.host.status.capabilities.driver(request.spec.driver)
-}
-
-fn driver_present(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    driver(row, request).is_none().then_some(())?;
-    No::because(Reason::DriverMissing, format!("no driver {}", request.spec.driver))
-}
-
-fn accel_usable(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let choice = request.spec.accel;
-    let usable = |accel: Accel| accel == Accel::Simulated || choice.allows(accel);
-    let driver = driver(row, request)?;
-    let found = driver.accels.iter().any(|probe| probe.usable && usable(probe.accel));
-    (!found).then_some(())?;
-    let tried = driver.accels.iter().find(|probe| usable(probe.accel));
-    let evidence = tried.map_or(String::new(), |probe| format!(" ({})", probe.evidence));
-    No::because(Reason::AccelUnusable, format!("no vCPU was seen to run as asked{evidence}"))
-}
-
-/// A driver that names no machines or CPU models at all does not care: the simulated one.
-fn machine_type(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let machine = request.spec.machine.as_str();
-    let offered = &driver(row, request)?.machines;
-    (!offered.is_empty() && !offered.contains(machine)).then_some(())?;
-    No::because(Reason::MachineType, format!("no machine type {machine}"))
-}
-
-fn cpu_model(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    // Flags follow the model after a comma; QEMU itself judges those.
-    let model = request.spec.cpu_model.split(',').next().unwrap_or_default();
-    let offered = &driver(row, request)?.cpu_models;
-    (!model.is_empty() && !offered.is_empty() && !offered.contains(model)).then_some(())?;
-    No::because(Reason::CpuModel, format!("no CPU model {model}"))
-}
-
-fn networks(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let known = &row.host.status.capabilities.networks;
-    let missing = request.spec.nics.iter().find_map(|nic| match &nic.network {
-        NicNetwork::Network(name) if !known.contains_key(name.as_str()) => Some(name),
-        _ => None,
-    })?;
-    No::because(Reason::NetworkMissing, format!("no network {missing}"))
-}
-
-fn can_migrate(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    request.moving?;
-    let powers = &driver(row, request)?.powers;
-    if !powers.contains(&DriverPower::Migrate) {
-        return No::because(Reason::CannotMigrate, "its driver takes no live migration");
+    let count = count as usize;
+    if found < count {
+        return None;
     }
-    (request.spec.has_local_disks() && !powers.contains(&DriverPower::MigrateStorage)).then_some(())?;
-    No::because(Reason::CannotMigrate, "its driver takes no disks that are not shared")
+    fitting[..found].sort_unstable();
+    Some(NodeSet(fitting[..count].iter().fold(0, |set, (_, _, node)| set | 1 << node)))
 }
 
-fn apart_from(_: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let others = || row.guests.iter().filter(|(vm, _)| **vm != request.vm);
-    let clash = request
-        .spec
-        .placement
-        .apart_from
-        .iter()
-        .find(|(key, value)| others().any(|(_, labels)| labels.get(*key) == Some(*value)));
-    clash.and_then(|(key, value)| {
-        No::because(Reason::ApartFrom, format!("a VM labelled {key}={value} is there"))
-    })
+/// How many VMs of a role there are in a place, and anywhere, without the one that is to be placed.
+pub(crate) fn others(
+    snapshot: &Snapshot,
+    me: Option<VmIdx>,
+    role: Role,
+    rule: &Rule,
+    place: Place,
+) -> (u32, u32) {
+    let count = snapshot.presence().of(role, rule.label);
+    let mut sums = (count.at(place), count.all());
+    let Some(row) = me.map(|vm| snapshot.vm(vm)) else { return sums };
+    let ties = snapshot.ties(row.ties);
+    let mine = roles(ties).filter(|(mine, label, level)| {
+        *mine == role && *label == rule.label && level.is_none_or(|level| level == place.0)
+    });
+    let times = u32::try_from(mine.count()).unwrap_or(u32::MAX);
+    for seat in [row.at, row.held].into_iter().flatten() {
+        sums.1 -= times;
+        if snapshot.place(place.0, seat.host) == place {
+            sums.0 -= times;
+        }
+    }
+    sums
 }
 
-fn cpus_fit(policy: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let (need, left) = (u64::from(request.spec.cpus), row.cpus_free(policy));
-    (left < need).then(|| No {
-        reason: Reason::Cpus,
-        text: format!("not enough vCPUs (need {need}, most free "),
-        left: Some(left),
-    })
+fn hard<'a>(snapshot: &'a Snapshot, request: &Request, want: Want) -> impl Iterator<Item = &'a Rule> {
+    snapshot.ties(request.ties).rules.iter().filter(move |rule| rule.is_hard() && rule.wants(want))
 }
 
-fn memory_fits(policy: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> Option<No> {
-    let (need, left) = (request.spec.mem_mib, row.mem_free_mib(policy));
-    (left < need).then(|| No {
-        reason: Reason::Memory,
-        text: format!("not enough memory (need {need} MiB, most free "),
-        left: Some(left),
-    })
+/// Every level, for labels whose rules may look at any.
+const LEVELS: [Level; 3] = [Level::Host, Level::Rack, Level::Zone];
+
+/// A rule of somebody else about a label this VM carries, as if it were its own.
+fn mirrored<'a>(
+    snapshot: &'a Snapshot,
+    request: &Request,
+    role: Role,
+    want: Want,
+) -> impl Iterator<Item = Rule> + 'a {
+    let labels = &snapshot.ties(request.ties).labels;
+    let named = labels.iter().filter(move |label| snapshot.presence().of(role, **label).all() > 0);
+    named.flat_map(move |label| LEVELS.map(|level| Rule { label: *label, level, want, soft: None }))
+}
+
+fn beside_its_own(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let astray = |role: Role, rule: &Rule| {
+        let (here, anywhere) = others(snapshot, request.vm, role, rule, snapshot.place(rule.level, host));
+        here < anywhere
+    };
+    let own = hard(snapshot, request, Want::Together).any(|rule| astray(Role::Carrier, rule));
+    // Whoever binds a label at this level binds it wherever he is: his place is the only one for its carriers.
+    let bound = || {
+        mirrored(snapshot, request, Role::Binder, Want::Together).any(|rule| {
+            let count = snapshot.presence().of(Role::Binder, rule.label);
+            let binders: u32 = count.places(rule.level).map(|(_, count)| count).sum();
+            binders > 0 && others_bound_elsewhere(snapshot, request, &rule, host, binders)
+        })
+    };
+    (own || bound()).then_some(Reason::AffinityElsewhere)
+}
+
+fn others_bound_elsewhere(
+    snapshot: &Snapshot,
+    request: &Request,
+    rule: &Rule,
+    host: HostIdx,
+    binders: u32,
+) -> bool {
+    let place = snapshot.place(rule.level, host);
+    let (here, _) = others(snapshot, request.vm, Role::Binder, rule, place);
+    let mine = request.vm.map_or(0, |vm| {
+        let row = snapshot.vm(vm);
+        let seats = [row.at, row.held].into_iter().flatten().count();
+        let binds = snapshot.ties(row.ties).rules.iter().filter(|own| {
+            own.is_hard() && own.wants(Want::Together) && own.label == rule.label && own.level == rule.level
+        });
+        u32::try_from(seats * binds.count()).unwrap_or(u32::MAX)
+    });
+    binders - mine > here
+}
+
+fn apart_from_others(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let there = |role: Role, rule: &Rule| {
+        others(snapshot, request.vm, role, rule, snapshot.place(rule.level, host)).0 > 0
+    };
+    let own = hard(snapshot, request, Want::Apart).any(|rule| there(Role::Carrier, rule));
+    let shunned =
+        || mirrored(snapshot, request, Role::Shunner, Want::Apart).any(|rule| there(Role::Shunner, &rule));
+    (own || shunned()).then_some(Reason::ApartFrom)
+}
+
+fn in_its_fault_domain(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
+    let ties = snapshot.ties(request.ties);
+    let mixed = |role: Role, rule: &Rule, own: Option<LabelIdx>| {
+        let place = snapshot.place(rule.level, host);
+        let (any, _) = others(snapshot, request.vm, role, rule, place);
+        let same =
+            own.map_or(0, |own| others(snapshot, request.vm, role, &Rule { label: own, ..*rule }, place).0);
+        any > same
+    };
+    let own = hard(snapshot, request, Want::OtherValuesApart)
+        .any(|rule| mixed(Role::Carrier, rule, own_value(ties, rule)));
+    let kept = || {
+        mirrored(snapshot, request, Role::Keeper, Want::OtherValuesApart).any(|rule| {
+            let own = own_value(ties, &rule);
+            own.is_some() && mixed(Role::Keeper, &rule, own)
+        })
+    };
+    (own || kept()).then_some(Reason::FaultDomain)
 }

@@ -8,13 +8,20 @@
 //! ```
 
 pub mod decision;
+pub mod explain;
 pub mod filter;
+pub mod policy;
+pub mod request;
 pub mod score;
 pub mod snapshot;
+pub mod worth;
 
-pub use decision::{Decision, Refusal, Scored, place};
+pub use decision::{Decision, Refusal, Scored, place, why_not};
+pub use explain::No;
 pub use filter::Reason;
-pub use snapshot::{Fixed, HostRow, Move, Policy, Request, Snapshot};
+pub use policy::{Policy, Term};
+pub use request::{Pin, Request};
+pub use snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,197 @@
 //! Which of the hosts that fit is best. Integers only, so that every replica and every rerun agrees.
+//!
+//! A score is the sum of named terms, each 0 to [`TERM_MAX`] (more is better), each times its weight in the policy. The
+//! terms of [`standing`] depend on the profile and the host alone, so an index may keep them; those of [`passing`] depend
+//! on the request and on other VMs too.
 
-use dunlin_model::cluster::PlacementPolicy;
+use serde::{Deserialize, Serialize};
 
-use crate::snapshot::{HostRow, Policy, Request};
+use crate::filter::choose_nodes;
+use crate::policy::{Policy, Term};
+use crate::request::Request;
+use crate::snapshot::{HostIdx, Level, Profile, ProfileIdx, Role, Seat, Snapshot, Want};
 
-/// The best score: an empty host under spread, a full one under pack.
-pub const SCORE_MAX: u64 = 2_000;
+/// The best of one term.
+pub const TERM_MAX: u64 = 1_000;
 
-/// 0 to [`SCORE_MAX`]: thousandths of memory plus thousandths of vCPUs left free once the VM is there, or, to pack,
-/// those taken.
-#[must_use]
-pub fn score(policy: &Policy, row: &HostRow<'_>, request: &Request<'_>) -> u64 {
-    let left = |free: u64, need: u64, total: u64| free.saturating_sub(need) * 1_000 / total.max(1);
-    let mem = left(row.mem_free_mib(policy), request.spec.mem_mib, row.mem_total_mib(policy));
-    let cpus = left(row.cpus_free(policy), request.spec.cpus.into(), row.cpus_total(policy));
-    match policy.placement {
-        PlacementPolicy::Spread => mem + cpus,
-        PlacementPolicy::Pack | PlacementPolicy::PowerSaving => SCORE_MAX - mem - cpus,
+/// One term of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermScore {
+    /// Which.
+    pub term: Term,
+    /// 0 to [`TERM_MAX`].
+    pub value: u64,
+    /// What it counts.
+    pub weight: u16,
+}
+
+const STANDING: [Term; 7] = [
+    Term::Spread,
+    Term::Pack,
+    Term::PowerSaving,
+    Term::Load,
+    Term::WholeShapes,
+    Term::WholeNodes,
+    Term::Images,
+];
+
+/// The weights of the terms that depend on profile and host alone, read once from the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    standing: [u64; STANDING.len()],
+    prefers: u64,
+}
+
+impl From<&Policy> for Weights {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            standing: STANDING.map(|term| policy.weight(term).into()),
+            prefers: policy.weight(Term::Prefers).into(),
+        }
     }
+}
+
+/// Everything about a host that depends on the profile and the host alone. The host must fit.
+#[must_use]
+pub fn standing(snapshot: &Snapshot, weights: &Weights, profile: ProfileIdx, host: HostIdx) -> u64 {
+    let shape = snapshot.profile(profile);
+    let counted = STANDING.iter().zip(weights.standing).filter(|(_, weight)| *weight > 0);
+    let sum: u64 =
+        counted.map(|(term, weight)| weight * term_of(snapshot, *term, profile, shape, host)).sum();
+    if weights.prefers == 0 || shape.prefers.is_empty() {
+        return sum;
+    }
+    sum + weights.prefers * prefers(snapshot, shape, host)
+}
+
+fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile, host: HostIdx) -> u64 {
+    match term {
+        Term::Spread => left_free(snapshot, shape, host),
+        Term::Pack => TERM_MAX - left_free(snapshot, shape, host),
+        Term::PowerSaving => TERM_MAX * u64::from(!snapshot.room(host).vms.is_empty()),
+        Term::Load => idle(snapshot, host),
+        Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
+        Term::WholeNodes => whole_nodes(snapshot, profile, host),
+        Term::Images => images(snapshot, shape, host),
+        Term::Prefers => prefers(snapshot, shape, host),
+        Term::Affinity | Term::NearSource => 0,
+    }
+}
+
+fn share(part: u64, whole: u64) -> u64 {
+    if whole == 0 { 0 } else { (part * TERM_MAX / whole).min(TERM_MAX) }
+}
+
+/// Thousandths of CPU and memory left free once the VM is there, on average.
+fn left_free(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    let total = snapshot.host(host).total;
+    let left = snapshot.room(host).free.minus(shape.amounts);
+    u64::midpoint(share(left.cpu_milli, total.cpu_milli), share(left.mem_mib, total.mem_mib))
+}
+
+/// Thousandths of the real CPU that were idle when last measured; half when nothing was.
+fn idle(snapshot: &Snapshot, host: HostIdx) -> u64 {
+    let row = snapshot.host(host);
+    row.load.map_or(TERM_MAX / 2, |load| TERM_MAX - share(load.cpu_mean_milli, row.physical.cpu_milli))
+}
+
+/// How little is left on the NUMA nodes it would lie on: nodes are filled before new ones are begun.
+fn whole_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> u64 {
+    let Some(nodes) = choose_nodes(snapshot, profile, host).filter(|nodes| !nodes.is_empty()) else {
+        return TERM_MAX;
+    };
+    let part = snapshot.profile(profile).node_part(nodes.len());
+    let (row, room) = (snapshot.host(host), snapshot.room(host));
+    let tight = |node: usize| {
+        let left = room.nodes_free[node].minus(part);
+        TERM_MAX - share(left.cpu_milli, row.nodes[node].cpu_milli)
+    };
+    nodes.nodes().map(tight).sum::<u64>() / u64::from(nodes.len())
+}
+
+fn images(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    if shape.images.is_empty() {
+        return 0;
+    }
+    let have = &snapshot.host(host).images;
+    let there = shape.images.iter().filter(|image| have.binary_search(image).is_ok()).count();
+    share(there as u64, shape.images.len() as u64)
+}
+
+/// The wishes for labels that came true, by weight.
+fn prefers(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    let facts = &snapshot.class(snapshot.host(host).class).facts;
+    let weight =
+        |wishes: &mut dyn Iterator<Item = &(_, u16)>| wishes.map(|(_, weight)| u64::from(*weight)).sum();
+    let met = weight(&mut shape.prefers.iter().filter(|(fact, _)| facts.binary_search(fact).is_ok()));
+    share(met, weight(&mut shape.prefers.iter()))
+}
+
+/// What depends on the request and on other VMs: soft rules, and how far it has to move.
+#[must_use]
+pub fn passing(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
+    let weight = |term| u64::from(snapshot.policy.weight(term));
+    weight(Term::Affinity) * affinity(snapshot, request, host)
+        + weight(Term::NearSource) * near_source(snapshot, request, host)
+}
+
+/// Most that [`passing`] can give a request: 0 when nothing in it depends on other VMs.
+#[must_use]
+pub fn passing_max(snapshot: &Snapshot, request: &Request) -> u64 {
+    let soft = snapshot.ties(request.ties).rules.iter().any(|rule| !rule.is_hard());
+    let weight = |term, counts: bool| u64::from(snapshot.policy.weight(term)) * u64::from(counts) * TERM_MAX;
+    weight(Term::Affinity, soft) + weight(Term::NearSource, request.from.is_some())
+}
+
+/// Soft rules that hold there, by weight. With none to judge by, 0.
+fn affinity(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
+    let (mut met, mut all) = (0, 0);
+    for rule in &snapshot.ties(request.ties).rules {
+        let Some(weight) = rule.soft.map(u64::from) else { continue };
+        let place = snapshot.place(rule.level, host);
+        let (here, anywhere) = crate::filter::others(snapshot, request.vm, Role::Carrier, rule, place);
+        let holds = match rule.want {
+            Want::Together => here > 0 || anywhere == 0,
+            Want::Apart | Want::OtherValuesApart => here == 0,
+        };
+        all += weight;
+        met += weight * u64::from(holds);
+    }
+    share(met, all)
+}
+
+fn near_source(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
+    let Some(from) = request.from else { return 0 };
+    let same = |level| snapshot.place(level, from) == snapshot.place(level, host);
+    match (same(Level::Rack), same(Level::Zone)) {
+        (true, _) => TERM_MAX,
+        (false, true) => TERM_MAX / 2,
+        (false, false) => 0,
+    }
+}
+
+/// The whole score. The host must fit.
+#[must_use]
+pub fn score(snapshot: &Snapshot, weights: &Weights, request: &Request, host: HostIdx) -> u64 {
+    standing(snapshot, weights, request.profile, host) + passing(snapshot, request, host)
+}
+
+/// Every term that counts, for the record of a decision.
+#[must_use]
+pub fn terms(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<TermScore> {
+    let shape = snapshot.profile(request.profile);
+    let value = |term| match term {
+        Term::Affinity => affinity(snapshot, request, host),
+        Term::NearSource => near_source(snapshot, request, host),
+        _ => term_of(snapshot, term, request.profile, shape, host),
+    };
+    let counted = snapshot.policy.weights.iter().filter(|(_, weight)| **weight > 0);
+    let all = counted.map(|(term, weight)| TermScore { term: *term, value: value(*term), weight: *weight });
+    all.filter(|term| term.value > 0).collect()
+}
+
+/// Where on the host it would sit. None when it does not fit the host's NUMA nodes.
+#[must_use]
+pub fn seat(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> Option<Seat> {
+    Some(Seat { host, nodes: choose_nodes(snapshot, profile, host)? })
 }

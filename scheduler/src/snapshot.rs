@@ -1,173 +1,256 @@
-//! The fleet as the scheduler sees it: one row per host, and nothing that placement does not ask for.
+//! The fleet as the scheduler sees it: dense rows, small integers, updated by deltas.
+//!
+//! Owns who is where, what is left, and the counts that rules are judged by. Refuses to judge: filters, scores and plans
+//! read it. Everything is an integer and nothing depends on the order of deltas beyond the numbers they hand out.
+//!
+//! ```text
+//! words                 interned                      rows, by index
+//! HostEntry --add-->    HostClass (facts, taints) --> HostRow + Room   snapshot.host(h), snapshot.room(h)
+//! VmEntry   --add-->    Profile (static demand)   --> VmRow            snapshot.vm(v), .profile(p), .ties(t)
+//!                       Ties (labels, rules)
+//! deltas: add_host update_host remove_host | add_vm update_vm remove_vm | put take move_to hold release | observe_*
+//! ```
+//!
+//! - **Profile**: what a VM asks of *any* host. VMs with equal demands share one [`ProfileIdx`], hosts with equal facts
+//!   one [`ClassIdx`]: what depends on both alone is computed once for each pair. **Ties**: what depends on *other VMs*.
+//! - A VM has a seat (`at`) and, while it is on its way, a second one it holds (`held`): both count against their hosts.
+//! - `put`, `hold` and `move_to` never refuse: reality may be oversold. Ask `filter::refuse` first, which says why not.
+//! - `total` is what may be promised (after reserve and overcommit), `physical` what there is: balance against that.
+//! - A removed host or VM leaves a free slot; iterate with [`Snapshot::hosts`] and [`Snapshot::vms`].
+//! - Undo a trial by the opposite delta (`put`/`take`, `move_to` back); or clone the snapshot, which costs its size.
+//! - Each delta moves the [`Mark`]; an index built for one mark catches up from [`Snapshot::changed_since`].
+
+mod amounts;
+mod change;
+mod host;
+mod index;
+mod load;
+mod model;
+mod presence;
+mod vm;
+mod wishes;
+
+pub use amounts::{Amounts, Kind};
+pub use change::Mark;
+pub use host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, NodeSet, Room};
+pub use index::{
+    ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, Interner, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx,
+    VmIdx,
+};
+pub use load::Load;
+pub use model::demand;
+pub use presence::{Count, Place, Presence, Role};
+pub(crate) use presence::{own_value, roles};
+pub use vm::{Demand, Level, Need, Numa, Profile, Rule, RuleEntry, Seat, Ties, VmEntry, VmRow, Want};
 
 use std::collections::BTreeMap;
 
-use dunlin_model::cluster::{ClusterSpec, PlacementPolicy};
-use dunlin_model::host::{Host, HostPhase, Reserved};
-use dunlin_model::vm::{Vm, VmSpec};
-use dunlin_model::{HostId, Labels, VmId};
+use dunlin_model::{HostId, Name, VmId};
 
-/// What the cluster has decided about placement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Spread or pack.
-    pub placement: PlacementPolicy,
-    /// vCPUs per real CPU, percent.
-    pub cpu_overcommit_percent: u32,
-    /// Memory kept back on each host, MiB.
-    pub host_reserve_mib: u64,
-}
+use crate::policy::Policy;
+use crate::worth::Worths;
+use change::Changes;
 
-impl From<&ClusterSpec> for Policy {
-    fn from(spec: &ClusterSpec) -> Self {
-        Self {
-            placement: spec.placement,
-            cpu_overcommit_percent: spec.cpu_overcommit_percent,
-            host_reserve_mib: spec.host_reserve_mib,
-        }
-    }
-}
-
-/// The fleet at one moment, plus what has been placed since in the same round.
-#[derive(Clone, Debug)]
-pub struct Snapshot<'a> {
-    /// What the cluster has decided.
+/// The fleet at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What the cluster has decided about placement.
     pub policy: Policy,
-    /// The hosts, in the order of their uids.
-    pub hosts: Vec<HostRow<'a>>,
+    /// Which state it was taken of: for the record of a decision.
+    pub revision: u64,
+    /// The caller's clock, ms: what ages of samples are counted to.
+    pub now_ms: u64,
+    hosts: Vec<Option<HostRow>>,
+    rooms: Vec<Room>,
+    vms: Vec<Option<VmRow>>,
+    free_vms: Vec<VmIdx>,
+    host_of: BTreeMap<HostId, HostIdx>,
+    vm_of: BTreeMap<VmId, VmIdx>,
+    words: Words,
+    presence: Presence,
+    changes: Changes,
+    shapes: BTreeMap<ProfileIdx, u32>,
+    worths: Worths,
 }
 
-/// One host.
-#[derive(Clone, Debug)]
-pub struct HostRow<'a> {
-    /// As it is in the fleet.
-    pub host: &'a Host,
-    /// Promised, counting what this round placed.
-    pub reserved: Reserved,
-    /// Labels of the VMs here or on their way here.
-    pub guests: BTreeMap<VmId, &'a Labels>,
+/// Everything interned.
+#[derive(Clone, Debug, Default)]
+struct Words {
+    facts: Interner<Fact>,
+    labels: Interner<String>,
+    resources: Interner<String>,
+    images: Interner<String>,
+    domains: Interner<String>,
+    classes: Interner<HostClass>,
+    profiles: Interner<Profile>,
+    ties: Interner<Ties>,
 }
 
-/// A VM to be placed.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// Which.
-    pub vm: VmId,
-    /// What it needs.
-    pub spec: &'a VmSpec,
-    /// Its labels.
-    pub labels: &'a Labels,
-    /// The only host that has its disks or its saved memory.
-    pub fixed: Option<Fixed>,
-    /// Set when it runs already and is to be moved.
-    pub moving: Option<Move<'a>>,
-}
-
-/// Why a VM is tied to one host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fixed {
-    /// The host.
-    pub host: HostId,
-    /// Its saved memory is there; else its disks.
-    pub saved: bool,
-}
-
-/// A live migration to find a destination for.
-#[derive(Clone, Copy, Debug)]
-pub struct Move<'a> {
-    /// The host it runs on.
-    pub from: HostId,
-    /// The destination somebody asked for.
-    pub to: Option<&'a dunlin_model::Name>,
-}
-
-impl<'a> Request<'a> {
-    /// To start a VM that waits for a host.
+impl Snapshot {
+    /// An empty fleet.
     #[must_use]
-    pub fn start(vm: &'a Vm) -> Self {
-        let saved = vm.status.saved.as_ref().map(|saved| Fixed { host: saved.host, saved: true });
-        let disks = vm.status.volumes_on.map(|host| Fixed { host, saved: false });
-        Self {
-            vm: vm.metadata.uid,
-            spec: &vm.spec,
-            labels: &vm.metadata.labels,
-            fixed: saved.or(disks),
-            moving: None,
-        }
+    pub fn empty(policy: Policy) -> Self {
+        Self { policy, ..Self::default() }
     }
 
-    /// To move a VM that runs: its disks go with it.
+    /// Every host, in the order of index.
+    pub fn hosts(&self) -> impl Iterator<Item = (HostIdx, &HostRow)> {
+        self.hosts.iter().enumerate().filter_map(|(at, row)| Some((HostIdx::of(at), row.as_ref()?)))
+    }
+
+    /// Every VM, in the order of index.
+    pub fn vms(&self) -> impl Iterator<Item = (VmIdx, &VmRow)> {
+        self.vms.iter().enumerate().filter_map(|(at, row)| Some((VmIdx::of(at), row.as_ref()?)))
+    }
+
+    /// One past the highest host index ever given: the length of a table by host.
     #[must_use]
-    pub fn migrate(vm: &'a Vm, moving: Move<'a>) -> Self {
-        Self { fixed: None, moving: Some(moving), ..Self::start(vm) }
+    pub fn host_slots(&self) -> usize {
+        self.hosts.len()
     }
-}
 
-impl<'a> Snapshot<'a> {
-    /// Built from plain objects. `guests` says which host each VM is on, or on its way to.
+    /// One past the highest VM index ever given: the length of a table by VM.
     #[must_use]
-    pub fn new(
-        policy: Policy,
-        hosts: impl Iterator<Item = &'a Host>,
-        guests: impl Iterator<Item = (HostId, &'a Vm)>,
-    ) -> Self {
-        let mut hosts: Vec<HostRow<'a>> = hosts
-            .map(|host| HostRow { host, reserved: host.status.reserved, guests: BTreeMap::new() })
-            .collect();
-        hosts.sort_by_key(|row| row.host.metadata.uid);
-        let mut snapshot = Self { policy, hosts };
-        for (host, vm) in guests {
-            if let Some(row) = snapshot.row_mut(host) {
-                row.guests.insert(vm.metadata.uid, &vm.metadata.labels);
-            }
-        }
-        snapshot
+    pub fn vm_slots(&self) -> usize {
+        self.vms.len()
     }
 
-    fn row_mut(&mut self, host: HostId) -> Option<&mut HostRow<'a>> {
-        let index = self.hosts.binary_search_by_key(&host, |row| row.host.metadata.uid).ok()?;
-        self.hosts.get_mut(index)
-    }
-
-    /// Counts a placement in, so that the next one of this round sees it.
-    pub fn take(&mut self, host: HostId, request: &Request<'a>) {
-        if let Some(row) = self.row_mut(host) {
-            row.reserved.cpus += u64::from(request.spec.cpus);
-            row.reserved.mem_mib += request.spec.mem_mib;
-            row.reserved.vms += 1;
-            row.guests.insert(request.vm, request.labels);
-        }
-    }
-}
-
-impl HostRow<'_> {
-    /// Does its agent hold a session?
+    /// A host.
+    ///
+    /// # Panics
+    /// When it was removed, or belongs to another snapshot.
     #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.host.status.phase == HostPhase::Up
+    pub fn host(&self, host: HostIdx) -> &HostRow {
+        self.hosts[host.at()].as_ref().expect("the index of a host that is there")
     }
 
-    /// Memory that may be promised in all, MiB.
+    /// A host, if it is there.
     #[must_use]
-    pub fn mem_total_mib(&self, policy: &Policy) -> u64 {
-        self.host.status.capabilities.mem_mib.saturating_sub(policy.host_reserve_mib)
+    pub fn get_host(&self, host: HostIdx) -> Option<&HostRow> {
+        self.hosts.get(host.at())?.as_ref()
     }
 
-    /// Memory that may still be promised, MiB.
+    /// What has been promised of a host and what is left.
     #[must_use]
-    pub fn mem_free_mib(&self, policy: &Policy) -> u64 {
-        self.mem_total_mib(policy).saturating_sub(self.reserved.mem_mib)
+    pub fn room(&self, host: HostIdx) -> &Room {
+        &self.rooms[host.at()]
     }
 
-    /// vCPUs that may be promised in all.
+    /// A VM.
+    ///
+    /// # Panics
+    /// When it was removed, or belongs to another snapshot.
     #[must_use]
-    pub fn cpus_total(&self, policy: &Policy) -> u64 {
-        u64::from(self.host.status.capabilities.cpus) * u64::from(policy.cpu_overcommit_percent) / 100
+    pub fn vm(&self, vm: VmIdx) -> &VmRow {
+        self.vms[vm.at()].as_ref().expect("the index of a VM that is there")
     }
 
-    /// vCPUs that may still be promised.
+    /// A VM, if it is there.
     #[must_use]
-    pub fn cpus_free(&self, policy: &Policy) -> u64 {
-        self.cpus_total(policy).saturating_sub(self.reserved.cpus)
+    pub fn get_vm(&self, vm: VmIdx) -> Option<&VmRow> {
+        self.vms.get(vm.at())?.as_ref()
+    }
+
+    /// The host with that uid.
+    #[must_use]
+    pub fn find_host(&self, uid: HostId) -> Option<HostIdx> {
+        self.host_of.get(&uid).copied()
+    }
+
+    /// The VM with that uid.
+    #[must_use]
+    pub fn find_vm(&self, uid: VmId) -> Option<VmIdx> {
+        self.vm_of.get(&uid).copied()
+    }
+
+    /// The host with that name, by looking at all.
+    #[must_use]
+    pub fn host_named(&self, name: &Name) -> Option<HostIdx> {
+        self.hosts().find(|(_, row)| row.name == *name).map(|(host, _)| host)
+    }
+
+    /// The VM with that name, by looking at all.
+    #[must_use]
+    pub fn vm_named(&self, name: &Name) -> Option<VmIdx> {
+        self.vms().find(|(_, row)| row.name == *name).map(|(vm, _)| vm)
+    }
+
+    /// What a VM asks of any host.
+    #[must_use]
+    pub fn profile(&self, profile: ProfileIdx) -> &Profile {
+        self.words.profiles.get(profile.0)
+    }
+
+    /// Labels and rules.
+    #[must_use]
+    pub fn ties(&self, ties: TiesIdx) -> &Ties {
+        self.words.ties.get(ties.0)
+    }
+
+    /// What hosts of a class have in common.
+    #[must_use]
+    pub fn class(&self, class: ClassIdx) -> &HostClass {
+        self.words.classes.get(class.0)
+    }
+
+    /// Classes seen so far.
+    #[must_use]
+    pub fn class_count(&self) -> usize {
+        self.words.classes.len()
+    }
+
+    /// A fact, for people.
+    #[must_use]
+    pub fn fact(&self, fact: FactIdx) -> &Fact {
+        self.words.facts.get(fact.0)
+    }
+
+    /// A label of VMs, for people.
+    #[must_use]
+    pub fn label(&self, label: LabelIdx) -> &str {
+        self.words.labels.get(label.0)
+    }
+
+    /// A named resource, for people.
+    #[must_use]
+    pub fn resource(&self, resource: ResourceIdx) -> &str {
+        self.words.resources.get(resource.0)
+    }
+
+    /// A rack or zone, for people.
+    #[must_use]
+    pub fn domain(&self, domain: DomainIdx) -> &str {
+        self.words.domains.get(domain.0)
+    }
+
+    /// Where the VMs of each label are.
+    #[must_use]
+    pub fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// The number of the host, rack or zone that a host stands in.
+    #[must_use]
+    pub fn place(&self, level: Level, host: HostIdx) -> Place {
+        let row = self.host(host);
+        (
+            level,
+            match level {
+                Level::Host => host.0,
+                Level::Rack => row.rack.0,
+                Level::Zone => row.zone.0,
+            },
+        )
+    }
+
+    /// Profiles of the VMs that are placed, and how many of each: the mix that room is kept for.
+    pub fn mix(&self) -> impl Iterator<Item = (ProfileIdx, u32)> {
+        self.shapes.iter().map(|(profile, count)| (*profile, *count))
+    }
+
+    /// What free room is worth, given the shapes in use.
+    #[must_use]
+    pub const fn worths(&self) -> &Worths {
+        &self.worths
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dunlin_model::observed::Sample;
 use dunlin_model::{HostId, Timestamp, VmId};
+use dunlin_scheduler::snapshot::Load;
 
 /// Rates kept of each VM: a minute's worth at a sample every 5 s. Long enough to smooth a burst, short enough to follow
 /// a change.
@@ -16,18 +17,6 @@ pub(crate) const WINDOW: usize = 12;
 pub(crate) const FORGET_AFTER_MS: u64 = 600_000;
 /// Two samples closer than this say nothing of a rate: they came together after a pause of the line.
 const APART_MIN_MS: u64 = 500;
-
-/// What one guest uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Load {
-    pub(crate) cpu_mean_milli: u64,
-    pub(crate) cpu_peak_milli: u64,
-    pub(crate) cpu_unmet_milli: u64,
-    pub(crate) mem_mib: u64,
-    pub(crate) dirty_mib_s: u64,
-    pub(crate) net_mbps: u64,
-    pub(crate) sampled_ms: u64,
-}
 
 /// What every guest uses, as far as it has been measured.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_model::HostId;
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_scheduler::{Move, Request, Snapshot, place};
+use dunlin_scheduler::{Snapshot, place};
 use dunlin_state::{Command, MigrationEvent, State};
 
 use super::Observed;
@@ -38,12 +38,12 @@ pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Comman
     reserve_all(state, observed, planned, &mut snapshot, commands);
 }
 
-fn bind<'a>(snapshot: &mut Snapshot<'a>, vm: &'a Vm, commands: &mut Vec<Command>) {
-    let request = Request::start(vm);
+fn bind(snapshot: &mut Snapshot, vm: &Vm, commands: &mut Vec<Command>) {
+    let request = snapshot.start(vm);
     let decision = place(snapshot, &request);
     let (uid, generation) = (vm.metadata.uid, vm.metadata.generation);
-    if let Some(host) = decision.host() {
-        snapshot.take(host, &request);
+    if let Some((host, seat)) = decision.host().zip(decision.seat()) {
+        snapshot.accept(&request, seat);
         let incarnation = vm.status.incarnation;
         commands.push(Command::BindVm { vm: uid, generation, incarnation, host, why: None });
         return;
@@ -54,11 +54,11 @@ fn bind<'a>(snapshot: &mut Snapshot<'a>, vm: &'a Vm, commands: &mut Vec<Command>
     }
 }
 
-fn reserve_all<'a>(
-    state: &'a State,
+fn reserve_all(
+    state: &State,
     observed: &Observed,
-    mut planned: Vec<&'a Migration>,
-    snapshot: &mut Snapshot<'a>,
+    mut planned: Vec<&Migration>,
+    snapshot: &mut Snapshot,
     commands: &mut Vec<Command>,
 ) {
     planned.sort_by_key(|m| (m.metadata.created, m.metadata.uid));
@@ -90,11 +90,12 @@ fn reserve_all<'a>(
             continue;
         }
         // A destination whose budget is spent is left out, as if it were the source: it will be free later.
-        let moving = Move { from, to: migration.spec.to.as_ref() };
-        let request = Request::migrate(vm, moving);
-        let mut open = snapshot.clone();
-        open.hosts.retain(|row| free(&busy, row.host.metadata.uid));
-        let Some(host) = place(&open, &request).host() else {
+        let mut request = snapshot.migrate(vm, from, migration.spec.to.as_ref());
+        request.closed =
+            snapshot.hosts().filter(|(_, row)| !free(&busy, row.uid)).map(|(host, _)| host).collect();
+        let decision = place(snapshot, &request);
+        let Some((host, seat)) = decision.host().zip(decision.seat()) else {
+            request.closed.clear();
             let decision = place(snapshot, &request);
             match decision.host() {
                 Some(_) => wait("Budget", format!("every host that fits is in {budget} migrations already")),
@@ -102,7 +103,7 @@ fn reserve_all<'a>(
             }
             continue;
         };
-        snapshot.take(host, &request);
+        snapshot.accept(&request, seat);
         *busy.entry(from).or_default() += 1;
         *busy.entry(host).or_default() += 1;
         let event = MigrationEvent::Reserve {

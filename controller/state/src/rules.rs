@@ -4,7 +4,7 @@
 //! Owns taints and required Apart rules, in both directions. What brings VMs together, and what is only preferred, is
 //! the planner's: breaking it hurts nobody, and enforcing it here would forbid moving a group one by one.
 
-use dunlin_model::host::{Host, domain};
+use dunlin_model::host::{Host, same_place};
 use dunlin_model::vm::{Rule, Scope, Vm};
 use dunlin_model::{ErrorCode, HostId, Labels, Object, VmId};
 use imbl::OrdSet;
@@ -90,10 +90,6 @@ pub(crate) fn check(state: &State, vm: &Vm, host: &Host) -> Result<(), Rejected>
         ));
     }
     for rule in placement.rules.iter().filter(|rule| rule.keeps_apart()) {
-        if domain(host, rule.over).is_none() {
-            let scope = rule.over.as_str();
-            return refuse(format!("host {there} does not say its {scope}, and VM {name} is to be {rule}"));
-        }
         if let Some(other) = candidates(state, rule, host).find(|other| clashes(state, vm, rule, other, host))
         {
             let other = &other.metadata.name;
@@ -119,9 +115,10 @@ fn check_others(state: &State, vm: &Vm, host: &Host) -> Result<(), Rejected> {
             }
             let theirs = &other.spec.placement;
             let mut rules = theirs.rules.iter().filter(|rule| rule.keeps_apart() && rule.is_about(labels));
-            let rule = rules.find(|rule| places(state, other).any(|place| same(place, host, rule.over)));
+            let rule =
+                rules.find(|rule| places(state, other).any(|place| same_place(place, host, rule.over)));
             let plain = any_of(&theirs.apart_from, labels)
-                && places(state, other).any(|place| same(place, host, Scope::Host));
+                && places(state, other).any(|place| same_place(place, host, Scope::Host));
             if rule.is_some() || plain {
                 let (name, other, there) = (&vm.metadata.name, &other.metadata.name, &host.metadata.name);
                 let message = format!("VM {other} keeps VM {name} away from host {there}");
@@ -134,11 +131,6 @@ fn check_others(state: &State, vm: &Vm, host: &Host) -> Result<(), Rejected> {
 
 fn any_of(wanted: &Labels, labels: &Labels) -> bool {
     wanted.iter().any(|(key, value)| labels.get(key) == Some(value))
-}
-
-/// Do both count as one place? Hosts that do not say are in no place together.
-fn same(a: &Host, b: &Host, scope: Scope) -> bool {
-    domain(a, scope).is_some_and(|place| domain(b, scope) == Some(place))
 }
 
 fn on_host(state: &State, host: HostId) -> impl Iterator<Item = &Vm> {
@@ -158,5 +150,5 @@ fn candidates<'a>(state: &'a State, rule: &'a Rule, host: &Host) -> Box<dyn Iter
 fn clashes(state: &State, vm: &Vm, rule: &Rule, other: &Vm, host: &Host) -> bool {
     other.metadata.uid != vm.metadata.uid
         && rule.is_about(&other.metadata.labels)
-        && places(state, other).any(|place| same(place, host, rule.over))
+        && places(state, other).any(|place| same_place(place, host, rule.over))
 }

@@ -50,13 +50,14 @@ impl HostSpec {
     }
 }
 
-/// The place of a host that counts as one under a scope. None: it does not say.
+/// Do both hosts count as one place?
 #[must_use]
-pub fn domain(host: &Host, scope: Scope) -> Option<&Name> {
+pub fn same_place(a: &Host, b: &Host, scope: Scope) -> bool {
+    let same = a.metadata.uid == b.metadata.uid;
     match scope {
-        Scope::Host => Some(&host.metadata.name),
-        Scope::Rack => host.spec.rack.as_ref(),
-        Scope::Zone => host.spec.zone.as_ref(),
+        Scope::Host => same,
+        Scope::Rack => same || (a.spec.rack.is_some() && a.spec.rack == b.spec.rack),
+        Scope::Zone => a.spec.zone == b.spec.zone,
     }
 }
 

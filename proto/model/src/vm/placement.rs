@@ -31,7 +31,7 @@ pub struct Placement {
     /// Host labels it would like, as `key=value`, each with a weight of 1 to 100.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prefers: BTreeMap<String, u32>,
-    /// Taints of hosts it puts up with, by key; an empty value puts up with any value.
+    /// Taints of hosts it puts up with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tolerates: BTreeMap<String, String>,
 }
@@ -64,8 +64,7 @@ pub enum Wants {
     Apart,
 }
 
-/// What counts as one place. Hosts that name no rack (or zone) count as one rack (or zone) together: nothing says that
-/// they stand apart, and nothing says that they stand beside each other, so a required rule over racks refuses them.
+/// What counts as one place. A host that names no rack is a rack of its own; hosts that name no zone are in one zone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
@@ -119,7 +118,7 @@ impl Placement {
     /// Does it put up with this taint of a host?
     #[must_use]
     pub fn tolerates(&self, key: &str, value: &str) -> bool {
-        self.tolerates.get(key).is_some_and(|wanted| wanted.is_empty() || wanted == value)
+        self.tolerates.get(key).is_some_and(|wanted| wanted == value)
     }
 
     /// The first of a host's taints that it does not put up with.

@@ -1,0 +1,481 @@
+//! The deltas: how a snapshot follows the fleet.
+
+use dunlin_model::Labels;
+
+use super::amounts::Amounts;
+use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, NODES_MAX, Room};
+use super::index::{
+    ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx, VmIdx,
+};
+use super::load::Load;
+use super::vm::{Demand, Level, Need, Numa, Profile, Rule, Seat, Ties, VmEntry, VmRow, Want};
+use super::{Place, Snapshot};
+
+/// Changes remembered: an index further behind is built anew, which then costs less than catching up.
+const CHANGES_MAX: usize = 1 << 16;
+
+/// A moment in the life of one snapshot. Equal marks mean equal snapshots, also of a clone that went its own way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Deltas so far.
+    count: u64,
+    /// A digest of them.
+    digest: u64,
+}
+
+/// The last deltas: which host each touched, and the digest after it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Changes {
+    mark: Mark,
+    /// Of the delta that `kept` begins with.
+    first: u64,
+    kept: Vec<(HostIdx, u64)>,
+}
+
+impl Changes {
+    fn push(&mut self, host: HostIdx, what: u64) {
+        // FNV's prime spreads the low bits; the rotation brings the high ones back.
+        let mixed = (self.mark.digest ^ what ^ (u64::from(host.0) << 32))
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(29);
+        self.mark = Mark { count: self.mark.count + 1, digest: mixed };
+        if self.kept.len() == 2 * CHANGES_MAX {
+            self.kept.drain(..CHANGES_MAX);
+            self.first += CHANGES_MAX as u64;
+        }
+        self.kept.push((host, mixed));
+    }
+}
+
+/// What a delta did, for the digest.
+#[derive(Clone, Copy)]
+enum What {
+    Host = 1,
+    Put = 2,
+    Take = 3,
+    Load = 4,
+}
+
+impl Snapshot {
+    /// Where it stands.
+    #[must_use]
+    pub const fn mark(&self) -> Mark {
+        self.changes.mark
+    }
+
+    /// The hosts touched since that mark, some perhaps twice. None when too many were, or the mark is not of this
+    /// snapshot's past.
+    #[must_use]
+    pub fn changed_since(&self, mark: Mark) -> Option<impl ExactSizeIterator<Item = HostIdx> + '_> {
+        let changes = &self.changes;
+        let behind = usize::try_from(changes.mark.count.checked_sub(mark.count)?).ok()?;
+        let from = changes.kept.len().checked_sub(behind)?;
+        let digest = match from.checked_sub(1) {
+            Some(before) => changes.kept[before].1,
+            None if changes.first == 0 => 0,
+            None => return None,
+        };
+        (digest == mark.digest).then(|| changes.kept[from..].iter().map(|(host, _)| *host))
+    }
+
+    fn touch(&mut self, host: HostIdx, what: What, whom: u32) {
+        self.changes.push(host, (what as u64) << 56 ^ u64::from(whom));
+    }
+
+    /// A new host. A uid that is there already is updated.
+    pub fn add_host(&mut self, entry: &HostEntry) -> HostIdx {
+        if let Some(host) = self.find_host(entry.uid) {
+            self.update_host(host, entry);
+            return host;
+        }
+        let host = HostIdx::of(self.hosts.len());
+        let row = self.host_row(entry);
+        self.rooms.push(Room::default());
+        self.host_of.insert(row.uid, host);
+        self.hosts.push(Some(row));
+        self.refresh(host);
+        host
+    }
+
+    /// What the host is has changed; the VMs it has stay.
+    pub fn update_host(&mut self, host: HostIdx, entry: &HostEntry) {
+        let seated = self.room(host).vms.clone();
+        let load = self.host(host).load;
+        self.count_presence(host, &seated, -1);
+        self.hosts[host.at()] = Some(HostRow { load, ..self.host_row(entry) });
+        self.count_presence(host, &seated, 1);
+        self.refresh(host);
+    }
+
+    /// The host is gone. Its VMs wait again.
+    pub fn remove_host(&mut self, host: HostIdx) {
+        for vm in self.room(host).vms.clone() {
+            if self.vm(vm).held.is_some_and(|seat| seat.host == host) {
+                self.release(vm);
+            }
+            if self.vm(vm).at.is_some_and(|seat| seat.host == host) {
+                self.take(vm);
+            }
+        }
+        if let Some(row) = self.hosts[host.at()].take() {
+            self.host_of.remove(&row.uid);
+        }
+        self.rooms[host.at()] = Room::default();
+        self.touch(host, What::Host, u32::MAX);
+    }
+
+    /// Brings what is left of a host up to what it is.
+    fn refresh(&mut self, host: HostIdx) {
+        let row = self.hosts[host.at()].as_ref().expect("the caller has just set it");
+        let room = &mut self.rooms[host.at()];
+        room.free = row.total.minus(room.used);
+        room.named_free = row.named.iter().map(|(_, total)| *total).collect();
+        room.nodes_free.clone_from(&row.nodes);
+        for vm in room.vms.clone() {
+            for seat in self.seats(vm).into_iter().flatten().filter(|seat| seat.host == host) {
+                self.occupy_finer(vm, seat, true);
+            }
+        }
+        self.touch(host, What::Host, 0);
+    }
+
+    /// Says what has been promised of a host in all, where the caller knows better than the sum over its VMs.
+    pub fn set_used(&mut self, host: HostIdx, used: Amounts) {
+        self.rooms[host.at()].used = used;
+        self.rooms[host.at()].free = self.host(host).total.minus(used);
+        self.touch(host, What::Host, 1);
+    }
+
+    /// A new VM, waiting. A uid that is there already is updated.
+    pub fn add_vm(&mut self, entry: &VmEntry) -> VmIdx {
+        if let Some(vm) = self.find_vm(entry.uid) {
+            self.update_vm(vm, entry);
+            return vm;
+        }
+        let (profile, ties, moving) = self.intern_entry(entry);
+        let row = VmRow {
+            uid: entry.uid,
+            name: entry.name.clone(),
+            profile,
+            moving,
+            ties,
+            at: None,
+            held: None,
+            load: None,
+            movable: entry.movable,
+            priority: entry.priority,
+            local_disk_mib: entry.local_disk_mib,
+            moved_ms: None,
+        };
+        let vm = self.free_vms.pop().unwrap_or_else(|| {
+            self.vms.push(None);
+            VmIdx::of(self.vms.len() - 1)
+        });
+        self.vm_of.insert(row.uid, vm);
+        self.vms[vm.at()] = Some(row);
+        vm
+    }
+
+    /// What the VM asks for has changed; it stays where it is.
+    pub fn update_vm(&mut self, vm: VmIdx, entry: &VmEntry) {
+        let (at, held) = (self.vm(vm).at, self.vm(vm).held);
+        self.release(vm);
+        self.take(vm);
+        let (profile, ties, moving) = self.intern_entry(entry);
+        if let Some(row) = self.vms[vm.at()].as_mut() {
+            row.name = entry.name.clone();
+            (row.profile, row.ties, row.moving) = (profile, ties, moving);
+            (row.movable, row.priority) = (entry.movable, entry.priority);
+            row.local_disk_mib = entry.local_disk_mib;
+        }
+        if let Some(seat) = at {
+            self.put(vm, seat);
+        }
+        if let Some(seat) = held {
+            self.hold(vm, seat);
+        }
+    }
+
+    /// The VM is gone.
+    pub fn remove_vm(&mut self, vm: VmIdx) {
+        self.release(vm);
+        self.take(vm);
+        if let Some(row) = self.vms[vm.at()].take() {
+            self.vm_of.remove(&row.uid);
+            self.free_vms.push(vm);
+        }
+    }
+
+    /// Seats a VM. It leaves the seat it had.
+    pub fn put(&mut self, vm: VmIdx, seat: Seat) {
+        self.take(vm);
+        self.row_mut(vm).at = Some(seat);
+        self.occupy(vm, seat, true);
+        *self.shapes.entry(self.vm(vm).profile).or_default() += 1;
+    }
+
+    /// The VM leaves its seat and waits.
+    pub fn take(&mut self, vm: VmIdx) {
+        let Some(seat) = self.row_mut(vm).at.take() else { return };
+        self.occupy(vm, seat, false);
+        let profile = self.vm(vm).profile;
+        if let Some(count) = self.shapes.get_mut(&profile) {
+            *count -= 1;
+            if *count == 0 {
+                self.shapes.remove(&profile);
+            }
+        }
+    }
+
+    /// The VM has moved: to the seat it held, or to any other.
+    pub fn move_to(&mut self, vm: VmIdx, seat: Seat) {
+        self.release(vm);
+        self.put(vm, seat);
+        let now_ms = self.now_ms;
+        self.row_mut(vm).moved_ms = Some(now_ms);
+    }
+
+    /// Holds a second seat for a VM that is on its way there.
+    pub fn hold(&mut self, vm: VmIdx, seat: Seat) {
+        self.release(vm);
+        self.row_mut(vm).held = Some(seat);
+        self.occupy(vm, seat, true);
+    }
+
+    /// Gives up the seat that was held.
+    pub fn release(&mut self, vm: VmIdx) {
+        let Some(seat) = self.row_mut(vm).held.take() else { return };
+        self.occupy(vm, seat, false);
+    }
+
+    /// A sample of a VM has come in.
+    pub fn observe_vm(&mut self, vm: VmIdx, load: Option<Load>) {
+        self.row_mut(vm).load = load;
+        if let Some(seat) = self.vm(vm).at {
+            self.touch(seat.host, What::Load, vm.0);
+        }
+    }
+
+    /// A sample of a host has come in.
+    pub fn observe_host(&mut self, host: HostIdx, load: Option<Load>) {
+        if let Some(row) = self.hosts[host.at()].as_mut() {
+            row.load = load;
+            self.touch(host, What::Load, u32::MAX);
+        }
+    }
+
+    /// When the VM last moved, for those that did so before the snapshot was taken.
+    pub fn set_moved(&mut self, vm: VmIdx, moved_ms: Option<u64>) {
+        self.row_mut(vm).moved_ms = moved_ms;
+    }
+
+    fn row_mut(&mut self, vm: VmIdx) -> &mut VmRow {
+        self.vms[vm.at()].as_mut().expect("the index of a VM that is there")
+    }
+
+    fn seats(&self, vm: VmIdx) -> [Option<Seat>; 2] {
+        let row = self.vm(vm);
+        [row.at, row.held]
+    }
+
+    /// Counts a VM in at a seat, or out of it.
+    fn occupy(&mut self, vm: VmIdx, seat: Seat, comes: bool) {
+        let amounts = self.profile(self.vm(vm).profile).amounts;
+        let total = self.host(seat.host).total;
+        let room = &mut self.rooms[seat.host.at()];
+        room.used = if comes { room.used.plus(amounts) } else { room.used.minus(amounts) };
+        room.free = total.minus(room.used);
+        match (room.vms.binary_search(&vm), comes) {
+            (Err(at), true) => room.vms.insert(at, vm),
+            (Ok(at), false) => drop(room.vms.remove(at)),
+            _ => {}
+        }
+        self.occupy_finer(vm, seat, comes);
+        self.count_presence(seat.host, &[vm], if comes { 1 } else { -1 });
+        self.touch(seat.host, if comes { What::Put } else { What::Take }, vm.0);
+    }
+
+    /// Named resources and NUMA nodes.
+    fn occupy_finer(&mut self, vm: VmIdx, seat: Seat, comes: bool) {
+        let profile = self.words.profiles.get(self.vms[vm.at()].as_ref().map_or(0, |row| row.profile.0));
+        let Some(row) = self.hosts[seat.host.at()].as_ref() else { return };
+        let room = &mut self.rooms[seat.host.at()];
+        for (resource, amount) in &profile.named {
+            if let Ok(at) = row.named.binary_search_by_key(resource, |(resource, _)| *resource) {
+                let left = &mut room.named_free[at];
+                *left =
+                    if comes { left.saturating_sub(*amount) } else { (*left + amount).min(row.named[at].1) };
+            }
+        }
+        let part = profile.node_part(seat.nodes.len());
+        for node in seat.nodes.nodes().filter(|node| *node < row.nodes.len()) {
+            let left = &mut room.nodes_free[node];
+            *left = if comes { left.minus(part) } else { left.plus(part) };
+        }
+    }
+
+    fn count_presence(&mut self, host: HostIdx, vms: &[VmIdx], by: i8) {
+        let places: [Place; 3] = [Level::Host, Level::Rack, Level::Zone].map(|level| self.place(level, host));
+        for vm in vms {
+            if let Some(row) = self.vms[vm.at()].as_ref() {
+                self.presence.change(self.words.ties.get(row.ties.0), places, by);
+            }
+        }
+    }
+}
+
+/// Words to numbers.
+impl Snapshot {
+    fn fact_idx(&mut self, kind: FactKind, text: &str) -> FactIdx {
+        FactIdx(self.words.facts.intern(&Fact::new(kind, text)))
+    }
+
+    fn named(&mut self, named: &[(String, u64)]) -> Vec<(ResourceIdx, u64)> {
+        let words = &mut self.words;
+        sorted(
+            named.iter().map(|(name, amount)| (ResourceIdx(words.resources.intern(name)), *amount)).collect(),
+        )
+    }
+
+    fn images(&mut self, images: &[String]) -> Vec<ImageIdx> {
+        sorted(images.iter().map(|name| ImageIdx(self.words.images.intern(name))).collect())
+    }
+
+    fn host_row(&mut self, entry: &HostEntry) -> HostRow {
+        let mut facts: Vec<FactIdx> =
+            entry.facts.iter().map(|fact| FactIdx(self.words.facts.intern(fact))).collect();
+        facts.extend(entry.labels.iter().map(|(key, value)| {
+            let text = format!("{key}={value}");
+            FactIdx(self.words.facts.intern(&Fact::new(FactKind::Label, text)))
+        }));
+        let taints = entry.taints.iter().map(|taint| self.fact_idx(FactKind::Label, taint)).collect();
+        let class = HostClass { facts: sorted(facts), taints: sorted(taints) };
+        let (rack, zone) = (self.rack_of(entry), self.zone_of(&entry.labels));
+        let whole = entry.nodes.len() > NODES_MAX;
+        HostRow {
+            uid: entry.uid,
+            name: entry.name.clone(),
+            state: entry.state,
+            cordoned: entry.cordoned,
+            class: ClassIdx(self.words.classes.intern(&class)),
+            rack,
+            zone,
+            physical: entry.physical,
+            total: entry.total,
+            named: self.named(&entry.named),
+            nodes: if whole { Vec::new() } else { entry.nodes.clone() },
+            images: self.images(&entry.images),
+            notes: entry.notes.clone(),
+            load: None,
+        }
+    }
+
+    fn rack_of(&mut self, entry: &HostEntry) -> DomainIdx {
+        let name = entry
+            .labels
+            .get("rack")
+            .map_or_else(|| format!("host {}", entry.name), |rack| format!("rack {rack}"));
+        DomainIdx(self.words.domains.intern(&name))
+    }
+
+    fn zone_of(&mut self, labels: &Labels) -> DomainIdx {
+        let name = labels.get("zone").map_or_else(|| "no zone".to_owned(), |zone| format!("zone {zone}"));
+        DomainIdx(self.words.domains.intern(&name))
+    }
+
+    /// The numbers of a demand. A demand seen before gets the same ones.
+    pub fn intern(&mut self, demand: &Demand) -> (ProfileIdx, TiesIdx) {
+        let needs = demand.needs.iter().filter_map(|any_of| {
+            let kind = any_of.first()?.kind;
+            let any_of = any_of.iter().map(|fact| FactIdx(self.words.facts.intern(fact))).collect();
+            Some(Need { kind, any_of: sorted(any_of) })
+        });
+        let needs = sorted(needs.collect());
+        let tolerates = demand.tolerates.iter().map(|taint| self.fact_idx(FactKind::Label, taint)).collect();
+        let prefers: Vec<(FactIdx, u16)> = demand
+            .prefers
+            .iter()
+            .map(|(label, weight)| (self.fact_idx(FactKind::Label, label), *weight))
+            .collect();
+        let profile = Profile {
+            amounts: demand.amounts,
+            prefers: sorted(prefers),
+            named: self.named(&demand.named),
+            numa: demand.numa,
+            needs,
+            tolerates: sorted(tolerates),
+            images: self.images(&demand.images),
+        };
+        let profile = ProfileIdx(self.words.profiles.intern(&profile));
+        (profile, self.intern_ties(demand))
+    }
+
+    fn intern_entry(&mut self, entry: &VmEntry) -> (ProfileIdx, TiesIdx, ProfileIdx) {
+        let (profile, ties) = self.intern(&entry.demand);
+        if entry.move_needs.is_empty() {
+            return (profile, ties, profile);
+        }
+        let needs = [entry.demand.needs.as_slice(), &entry.move_needs].concat();
+        let moving = self.intern(&Demand { needs, ..entry.demand.clone() }).0;
+        (profile, ties, moving)
+    }
+
+    fn intern_ties(&mut self, demand: &Demand) -> TiesIdx {
+        let labels = &mut self.words.labels;
+        let mut ties = Ties::default();
+        for label in &demand.labels {
+            let pair = LabelIdx(labels.intern(label));
+            let key = label.split_once('=').map_or(label.as_str(), |(key, _)| key);
+            let key = LabelIdx(labels.intern(&key.to_owned()));
+            ties.labels.extend([pair, key]);
+            ties.values.push((key, pair));
+        }
+        ties.rules.extend(demand.rules.iter().map(|rule| Rule {
+            label: LabelIdx(labels.intern(&rule.label)),
+            level: rule.level,
+            want: rule.want,
+            soft: rule.soft,
+        }));
+        let ties =
+            Ties { labels: sorted(ties.labels), values: sorted(ties.values), rules: sorted(ties.rules) };
+        TiesIdx(self.words.ties.intern(&ties))
+    }
+}
+
+impl Profile {
+    /// What each of `nodes` NUMA nodes has to give. Bandwidth belongs to no node.
+    #[must_use]
+    pub fn node_part(&self, nodes: u32) -> Amounts {
+        Amounts { net_mbps: 0, ..self.amounts }.part(nodes.into())
+    }
+
+    /// NUMA nodes it lies on: None when it floats.
+    #[must_use]
+    pub const fn node_count(&self) -> Option<u32> {
+        match self.numa {
+            Numa::Float => None,
+            Numa::One => Some(1),
+            Numa::Split(nodes) => Some(nodes as u32),
+        }
+    }
+}
+
+impl Rule {
+    /// Must it hold?
+    #[must_use]
+    pub const fn is_hard(&self) -> bool {
+        self.soft.is_none()
+    }
+
+    /// Is it of that kind?
+    #[must_use]
+    pub fn wants(&self, want: Want) -> bool {
+        self.want == want
+    }
+}
+
+fn sorted<T: Ord>(mut values: Vec<T>) -> Vec<T> {
+    values.sort_unstable();
+    values.dedup();
+    values
+}
