@@ -11,8 +11,10 @@ mod drain;
 mod host;
 mod load;
 mod migration;
+pub(crate) mod mirror;
 pub mod observed;
 mod placement;
+pub(crate) mod record;
 mod task;
 mod vm;
 
@@ -31,7 +33,7 @@ pub fn step(state: &State, observed: &Observed, now: Timestamp) -> Vec<Command> 
     vm::step(state, observed, &mut commands);
     migration::step(state, observed, now, &mut commands);
     task::step(state, observed, &mut commands);
-    placement::step(state, observed, &mut commands);
+    placement::step(state, observed, now, &mut commands);
     if state.needs_sweep(now) {
         commands.push(Command::Sweep);
     }

@@ -3,6 +3,7 @@
 //! Names generated protocol types; nothing behind it does, except `session`. Decides nothing about the fleet: what may
 //! be written is for `apply`, what must be done for the reconcilers.
 
+mod advisor;
 mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
@@ -23,6 +24,7 @@ use dunlin_state::{Command, Outcome, Rejected, Write, apply};
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
 pub(crate) use peers::{Peers, gate};

@@ -23,6 +23,8 @@ const APART_MIN_MS: u64 = 500;
 pub(crate) struct Loads {
     /// By VM and by the host that measured it: while a VM moves both do.
     tracks: BTreeMap<(VmId, HostId), Track>,
+    /// When it was last looked for what nobody measures any more.
+    swept: Timestamp,
 }
 
 /// One guest's measurements on one host.
@@ -83,8 +85,12 @@ impl Loads {
         })
     }
 
-    /// Forgets guests that nobody measures any more.
+    /// Forgets guests that nobody measures any more, when that may have come about.
     pub(crate) fn forget(&mut self, now: Timestamp) {
+        if now.millis_since(self.swept) < FORGET_AFTER_MS / 10 {
+            return;
+        }
+        self.swept = now;
         self.tracks.retain(|_, track| now.millis_since(track.heard) < FORGET_AFTER_MS);
     }
 }

@@ -9,7 +9,7 @@ use dunlin_state::State;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::reconcile::{Loads, Observed, Report, desired_set};
+use crate::reconcile::{Observed, Report, desired_set};
 
 /// The hosts' reports.
 #[derive(Debug)]
@@ -26,8 +26,6 @@ struct Reports {
     term: u64,
     /// Copied only when a step still looks at an older one.
     observed: Arc<Observed>,
-    /// The same for what guests use.
-    loads: Arc<Loads>,
 }
 
 impl Default for Board {
@@ -43,7 +41,7 @@ impl Board {
         let mut reports = self.lock();
         if reports.term < term {
             let observed = Arc::new(Observed::new(clock::now()));
-            *reports = Reports { term, observed, loads: Arc::default() };
+            *reports = Reports { term, observed };
         }
     }
 
@@ -81,16 +79,9 @@ impl Board {
     pub(super) fn measured(&self, host: HostId, at_ms: u64, samples: &[Sample]) {
         let now = clock::now();
         let mut reports = self.lock();
-        let loads = Arc::make_mut(&mut reports.loads);
-        loads.forget(now);
-        if loads.take_in(host, at_ms, samples, now) {
+        if Arc::make_mut(&mut reports.observed).measured(host, at_ms, samples, now) {
             self.measured.send_modify(|count| *count += 1);
         }
-    }
-
-    /// What guests use now.
-    pub(crate) fn loads(&self) -> Arc<Loads> {
-        Arc::clone(&self.lock().loads)
     }
 
     /// Wakes when something was measured.
