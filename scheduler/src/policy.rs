@@ -159,3 +159,36 @@ impl From<&ClusterSpec> for Policy {
 fn named<T: serde::de::DeserializeOwned>(name: &str) -> Option<T> {
     T::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name)).ok()
 }
+
+/// Every term, as `cluster policy` lists them.
+pub const TERMS: &[Term] = &[
+    Term::Spread,
+    Term::Pack,
+    Term::PowerSaving,
+    Term::Load,
+    Term::WholeShapes,
+    Term::WholeNodes,
+    Term::Images,
+    Term::Prefers,
+    Term::Affinity,
+    Term::NearSource,
+];
+
+impl Term {
+    /// As it is written in a policy.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Spread => "spread",
+            Self::Pack => "pack",
+            Self::PowerSaving => "power-saving",
+            Self::Load => "load",
+            Self::WholeShapes => "whole-shapes",
+            Self::WholeNodes => "whole-nodes",
+            Self::Images => "images",
+            Self::Prefers => "prefers",
+            Self::Affinity => "affinity",
+            Self::NearSource => "near-source",
+        }
+    }
+}

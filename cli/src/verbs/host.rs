@@ -5,7 +5,7 @@ use dunlin_model::task::Act;
 use dunlin_model::{ErrorCode, Kind, Object};
 use dunlin_proto::{Fault, v1};
 
-use super::{Session, listing};
+use super::{Session, host_set, listing};
 use crate::args::{HostVerb, WaitArgs};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -20,6 +20,7 @@ pub(crate) async fn run(session: &Session, verb: HostVerb) -> Result<(), Failure
         HostVerb::Show { name } => show(session, Kind::Host, &name).await,
         HostVerb::Cordon { name } => cordon(session, &name, true, "cordoned").await,
         HostVerb::Uncordon { name } => cordon(session, &name, false, "uncordoned").await,
+        HostVerb::Set(args) => host_set::run(session, args).await,
         HostVerb::Drain { name, wait } => start_task(session, Kind::Host, name, Act::Drain, wait).await,
         HostVerb::Remove { name, force } => {
             let gone = delete(session, Kind::Host, &name, force).await?;

@@ -3,10 +3,13 @@
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
+pub(crate) mod explain;
 pub(crate) mod host;
+pub(crate) mod host_set;
 pub(crate) mod image;
 pub(crate) mod listing;
 pub(crate) mod record;
+pub(crate) mod rule_flag;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
@@ -52,6 +55,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Vm(verb) => vm::run(&session, verb).await,
         Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
         Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
+        Noun::Explain(args) => explain::run(&session, args).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
         Noun::Controller(_)

@@ -9,6 +9,7 @@ pub(crate) mod call;
 pub(crate) mod carry;
 mod console;
 mod peers;
+mod policy;
 mod reads;
 mod watch;
 mod writes;

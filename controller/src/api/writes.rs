@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::peers::fleet;
+use super::policy;
 use super::reads::find;
 use crate::mint;
 
@@ -173,6 +174,7 @@ fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
         }
         Choice::Cluster(cluster) => {
             let Cluster { metadata, spec, .. } = cluster.try_into()?;
+            policy::check(&spec)?;
             Ok(Write::UpdateCluster { revision: metadata.revision, labels: metadata.labels, spec })
         }
         Choice::Image(_)
