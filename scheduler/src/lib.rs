@@ -7,13 +7,23 @@
 //! Snapshot + Request -> filters (each with a reason) -> scores -> Decision { host, explain }
 //! ```
 
+pub mod admit;
+pub mod balance;
+pub mod budget;
+pub mod consolidate;
 pub mod decision;
+pub mod distrust;
+pub mod evacuate;
 pub mod explain;
 pub mod filter;
+pub mod ganeti;
+pub mod history;
+pub mod input;
 pub mod policy;
 pub mod request;
 pub mod score;
 pub mod snapshot;
+pub mod waves;
 pub mod worth;
 
 pub use decision::{Decision, Refusal, Scored, place, why_not};

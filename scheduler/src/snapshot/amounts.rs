@@ -69,6 +69,18 @@ impl Amounts {
         self.with(other, u64::saturating_sub)
     }
 
+    /// The larger of both, amount by amount.
+    #[must_use]
+    pub fn max_with(self, other: Self) -> Self {
+        self.with(other, u64::max)
+    }
+
+    /// Half of it, rounded down.
+    #[must_use]
+    pub fn half(self) -> Self {
+        self.with(Self::default(), |amount, _| amount / 2)
+    }
+
     /// One of `parts` equal parts, rounded up, so that the parts hold the whole. No parts count as one.
     #[must_use]
     pub fn part(self, parts: u64) -> Self {
