@@ -19,7 +19,7 @@ mod task;
 mod vm;
 
 pub use desired::{desired_set, is_news};
-pub(crate) use load::Loads;
+pub(crate) use load::{Loads, Measured};
 pub use observed::{HostView, Observed, Report};
 
 use dunlin_model::Timestamp;

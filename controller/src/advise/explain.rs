@@ -79,8 +79,12 @@ fn vm_facts(scene: &Scene<'_>, vm: &Vm) -> Vec<String> {
     if !vm.status.message.is_empty() {
         facts.push(vm.status.message.clone());
     }
-    if let (Some(host), VmPhase::Running | VmPhase::Paused) = (vm.status.host, vm.status.phase) {
-        facts.push(load(scene.observed.loads().of(vm.metadata.uid, host).as_ref(), scene.now));
+    if let VmPhase::Running | VmPhase::Paused = vm.status.phase {
+        let loads = scene.observed.loads();
+        facts.push(load(loads.of(vm.metadata.uid).as_ref(), scene.now));
+        facts.extend(
+            loads.doubt(vm.metadata.uid).map(|doubt| format!("was last measured in vain: {doubt:?}")),
+        );
     }
     if let Some(migration) = last_move(scene, vm) {
         let why = migration.spec.grounds.as_ref().map(|grounds| format!(": {}", grounds.reason));
@@ -164,22 +168,17 @@ fn room_facts(snapshot: &Snapshot, at: dunlin_scheduler::HostIdx) -> Vec<String>
 
 fn carried(scene: &Scene<'_>, host: &Host) -> String {
     let uid = host.metadata.uid;
-    let (mut vms, mut measured, mut used, mut unmet) = (0, 0, 0, 0);
+    let (mut vms, mut measured, mut wanted) = (0, 0, 0);
     for vm in scene.state.host_vms(uid) {
         vms += 1;
-        if let Some(load) = scene.observed.loads().of(vm.metadata.uid, uid) {
+        if let Some(load) = scene.observed.loads().of(vm.metadata.uid) {
             measured += 1;
-            used += load.cpu_mean_milli;
-            unmet += load.cpu_unmet_milli;
+            wanted += load.cpu_mean_milli;
         }
     }
     let has = host.status.capabilities.cpus;
-    format!(
-        "carries {}, of which {measured} are measured: they use {} of its {has} CPUs and wait for {} more",
-        count(vms, "VM"),
-        cpus(used),
-        cpus(unmet)
-    )
+    let vms = count(vms, "VM");
+    format!("carries {vms}, of which {measured} are measured: they want {} of its {has} CPUs", cpus(wanted))
 }
 
 fn place_facts(host: &Host) -> Vec<String> {

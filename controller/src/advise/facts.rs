@@ -11,13 +11,9 @@ pub(super) fn cpus(milli: u64) -> String {
 
 /// What a guest uses.
 pub(super) fn load(load: Option<&Load>, now: Timestamp) -> String {
-    let Some(load) = load else { return "nothing has been measured of it here yet".to_owned() };
-    let waited = match load.cpu_unmet_milli {
-        0 => String::new(),
-        unmet => format!(", wanted {} more and did not get it", cpus(unmet)),
-    };
+    let Some(load) = load else { return "has not been measured yet".to_owned() };
     format!(
-        "uses {} CPUs on average and {} at its peak{waited}, and {} MiB; measured {} s ago",
+        "wants {} CPUs on average and {} at its peak (used and waited for), and {} MiB; measured {} s ago",
         cpus(load.cpu_mean_milli),
         cpus(load.cpu_peak_milli),
         load.mem_mib,

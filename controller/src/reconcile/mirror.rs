@@ -15,10 +15,9 @@ pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot
     let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests);
     snapshot.revision = state.revision().0;
     snapshot.now_ms = now.0;
-    let seated: Vec<_> =
-        snapshot.vms().filter_map(|(at, row)| Some((at, row.uid, snapshot.host(row.at?.host).uid))).collect();
-    for (at, vm, host) in seated {
-        snapshot.observe_vm(at, observed.loads().of(vm, host));
+    let known: Vec<_> = snapshot.vms().map(|(at, row)| (at, row.uid)).collect();
+    for (at, vm) in known {
+        snapshot.observe_vm(at, observed.loads().of(vm));
     }
     for (vm, at) in moved(state) {
         if let Some(found) = snapshot.find_vm(vm) {

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunlin_model::host::HostPhase;
-use dunlin_model::observed::{ActReport, ObservedVm, Sample};
+use dunlin_model::observed::{ActReport, ObservedVm};
 use dunlin_model::{HostId, Revision, TaskId, Timestamp, VmId};
 use dunlin_state::State;
 
-use super::Loads;
+use super::{Loads, Measured};
 
 /// The hosts' reports.
 #[derive(Clone, Debug, Default)]
@@ -124,7 +124,13 @@ impl Observed {
     }
 
     /// A host measured its guests, at that time of its own clock. Returns whether a rate came of it.
-    pub fn measured(&mut self, host: HostId, at_ms: u64, samples: &[Sample], now: Timestamp) -> bool {
+    pub(crate) fn measured(
+        &mut self,
+        host: HostId,
+        at_ms: u64,
+        samples: &[Measured],
+        now: Timestamp,
+    ) -> bool {
         let loads = Arc::make_mut(&mut self.loads);
         loads.forget(now);
         loads.take_in(host, at_ms, samples, now)

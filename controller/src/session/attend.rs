@@ -202,7 +202,13 @@ impl<'a> Session<'a> {
             }
             Some(from_agent::Message::Samples(taken)) => {
                 let samples: Vec<Sample> = read(taken.samples, "samples").map_err(nonsense)?;
-                self.node.board.measured(self.opened.host, taken.at_ms, &samples);
+                // While a guest moves, both hosts measure it; the one it belongs to counts.
+                let (view, host) = (self.node.replica.read(), self.opened.host);
+                let own = samples.into_iter().filter_map(|sample| {
+                    let vm = view.vm(sample.vm).filter(|vm| vm.status.host == Some(host))?;
+                    Some((sample, u64::from(vm.spec.cpus) * 1_000))
+                });
+                self.node.board.measured(host, taken.at_ms, &own.collect::<Vec<_>>());
             }
             // An empty message is of a newer agent; like a Pong it is a sign of life.
             Some(from_agent::Message::Pong(_)) | None => {}

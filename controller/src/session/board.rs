@@ -4,12 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dunlin_model::HostId;
 use dunlin_model::desired::DesiredSet;
-use dunlin_model::observed::Sample;
 use dunlin_state::State;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::reconcile::{Observed, Report, desired_set};
+use crate::reconcile::{Measured, Observed, Report, desired_set};
 
 /// The hosts' reports.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ impl Board {
     }
 
     /// A host measured its guests, at that time of its own clock.
-    pub(super) fn measured(&self, host: HostId, at_ms: u64, samples: &[Sample]) {
+    pub(super) fn measured(&self, host: HostId, at_ms: u64, samples: &[Measured]) {
         let now = clock::now();
         let mut reports = self.lock();
         if Arc::make_mut(&mut reports.observed).measured(host, at_ms, samples, now) {
