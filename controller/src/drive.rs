@@ -20,7 +20,7 @@ use crate::fleet::View;
 use crate::node::Node;
 use crate::raft::ProposeError;
 use crate::reconcile::{Observed, step};
-use crate::{clock, found};
+use crate::{balancer, clock, found};
 
 /// How long the loop may sleep: what only time brings (timeouts of migrations, sweeps) is seen this late at most.
 const WAKE_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +52,7 @@ pub(crate) async fn drive(node: Arc<Node>) {
             // Dropping the loop takes nothing back and proposes nothing more.
             over = over => if over.is_err() { return },
             () = lead_term(&node, term) => {}
+            () = balancer::level(&node, term) => {}
             () = node.closing.cancelled() => return,
         }
         tracing::info!(term, "leads no longer");

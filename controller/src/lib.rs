@@ -14,6 +14,7 @@
 
 mod advise;
 mod api;
+mod balancer;
 mod blob;
 mod clock;
 mod config;

@@ -3,36 +3,75 @@
 //! ```text
 //! each step: what is left -> moves under way | waits | fits nowhere | can go -> begin as many as there are slots
 //! ```
-//! Remembers nothing: what has been done is in the state, so a new leader goes on where the old one stood. A VM that fits
-//! nowhere does not hold up the others, and goes as soon as there is room; until then the task says which and why.
+//! Where each goes is taken from one assignment for all hosts that are being emptied at this moment, which is the proof
+//! that everything fits; a VM that it has no place for does not hold up the others, and goes as soon as there is room.
+//! Until then the task says which and why. Remembers nothing: what has been done is in the state, so a new leader goes on
+//! where the old one stood.
+
+use std::cell::OnceCell;
 
 use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationPhase, MigrationSpec};
-use dunlin_model::task::{DrainProgress, Task, TaskPhase};
+use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_model::{HostId, MigrationId, Name, TaskId};
+use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
+use dunlin_scheduler::evacuate::{Evacuation, Evacuee, Misfit, evacuate};
 use dunlin_state::{Command, State, Write};
 use uuid::Uuid;
+
+use super::{Observed, levelling, mirror};
 
 /// Migrations tried for one VM before a drain gives up.
 pub(super) const DRAIN_TRIES_MAX: usize = 3;
 
 /// What stands in the way of a planned migration only for now.
 const WAITS: &[&str] = &["", "Budget", "SourceDown"];
+/// A move that has found no room for so long is called off, ms: the assignment it came from is out of date.
+const PLANNED_MAX_MS: u64 = 10_000;
 
 /// What is left on a host that is being emptied.
 #[derive(Debug, Default)]
 struct Left<'a> {
     /// On their way.
     going: Vec<&'a Migration>,
-    /// Migrations that find no destination.
-    stuck: Vec<&'a Migration>,
+    /// On their way, and without a place where they were to go.
+    outdated: Vec<&'a Migration>,
     /// They start, stop, are saved, or are moved by somebody else.
     waits: usize,
     /// They could go now.
     ready: Vec<&'a Vm>,
 }
 
-pub(super) fn step(state: &State, task: &Task, commands: &mut Vec<Command>) {
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
+    let drains: Vec<&Task> = state.active_tasks().filter(|task| task.spec.act == Act::Drain).collect();
+    let plan = OnceCell::new();
+    for task in &drains {
+        let all = || {
+            let hosts = drains.iter().filter(|task| !task.status.cancel).map(|task| HostId(task.spec.uid));
+            empty(state, observed, now, hosts)
+        };
+        one(state, now, task, || plan.get_or_init(all), commands);
+    }
+}
+
+/// Where everything on those hosts would go now.
+fn empty(
+    state: &State,
+    observed: &Observed,
+    now: Timestamp,
+    hosts: impl Iterator<Item = HostId>,
+) -> Evacuation {
+    let snapshot = mirror::of(state, observed, now);
+    let hosts: Vec<_> = hosts.filter_map(|host| snapshot.find_host(host)).collect();
+    evacuate(&snapshot, &hosts, &levelling::budgets(state))
+}
+
+fn one<'p>(
+    state: &State,
+    time: Timestamp,
+    task: &Task,
+    plan: impl FnOnce() -> &'p Evacuation,
+    commands: &mut Vec<Command>,
+) {
     let host = HostId(task.spec.uid);
     let now = task.status.drain.unwrap_or_default();
     let percent = task.status.progress_percent;
@@ -44,17 +83,28 @@ pub(super) fn step(state: &State, task: &Task, commands: &mut Vec<Command>) {
         commands.extend(tell(task, TaskPhase::Failed, 0, "the host was removed".to_owned(), now));
         return;
     }
-    let left = match look(state, task, host) {
+    let left = match look(state, time, task, host) {
         Ok(left) => left,
         Err(why) => {
             commands.extend(tell(task, TaskPhase::Failed, percent, why, now));
             return;
         }
     };
+    for migration in &left.outdated {
+        let uid = migration.metadata.uid;
+        let key = format!("outdated-{uid}");
+        commands.push(Command::Write { key, write: Write::CancelMigration { uid } });
+    }
     let slots = slots(state, host, &left);
-    let begun = left.ready.iter().take(slots);
-    commands.extend(begun.map(|vm| migrate(task.metadata.uid, vm)));
-    let progress = progress(state, task, host, &left);
+    let plan = if left.ready.is_empty() { None } else { Some(plan()) };
+    let going = plan.into_iter().flat_map(|plan| &plan.waves).flat_map(|wave| &wave.moves);
+    let going = going.filter(|step| left.ready.iter().any(|vm| vm.metadata.uid == step.vm));
+    let begun: Vec<&Evacuee> = going.take(slots).collect();
+    commands
+        .extend(begun.iter().filter_map(|step| Some(migrate(task.metadata.uid, state.vm(step.vm)?, step))));
+    let misfits: Vec<&Misfit> =
+        plan.into_iter().flat_map(|plan| &plan.misfits).filter(|misfit| misfit.from == host).collect();
+    let progress = progress(state, task, host, &left, begun.len(), misfits.len());
     if progress.left == 0 {
         let message = format!("nothing is left on the host; {} VMs were moved", progress.moved);
         commands.extend(tell(task, TaskPhase::Succeeded, 100, message, progress));
@@ -62,7 +112,8 @@ pub(super) fn step(state: &State, task: &Task, commands: &mut Vec<Command>) {
     }
     let done = progress.moved * 100 / (progress.moved + progress.left);
     let percent = u32::try_from(done).unwrap_or(100);
-    commands.extend(tell(task, TaskPhase::Running, percent, describe(&progress, &left), progress));
+    let message = describe(&progress, &left, &misfits);
+    commands.extend(tell(task, TaskPhase::Running, percent, message, progress));
 }
 
 /// Writes only what is news; the time that is left passes by itself.
@@ -82,16 +133,21 @@ fn tell(
 }
 
 /// Sorts what is on the host. The error is why the drain cannot end well.
-fn look<'a>(state: &'a State, task: &Task, host: HostId) -> Result<Left<'a>, String> {
+fn look<'a>(state: &'a State, now: Timestamp, task: &Task, host: HostId) -> Result<Left<'a>, String> {
     let mut left = Left::default();
     for vm in state.host_vms(host) {
         if let Some(migration) = state.migration_of(vm) {
             let ours = migration.spec.cause == MigrationCause::Drain;
-            let planned = migration.status.phase == MigrationPhase::Planned;
-            match planned && !WAITS.contains(&migration.status.reason.as_str()) {
-                true if ours => left.stuck.push(migration),
-                _ if ours => left.going.push(migration),
-                _ => left.waits += 1,
+            let status = &migration.status;
+            let waits = status.phase == MigrationPhase::Planned && !WAITS.contains(&status.reason.as_str());
+            let long = now.millis_since(migration.metadata.created) > PLANNED_MAX_MS;
+            if ours && waits && long && !status.cancel {
+                left.outdated.push(migration);
+            }
+            if ours {
+                left.going.push(migration)
+            } else {
+                left.waits += 1
             }
             continue;
         }
@@ -107,8 +163,6 @@ fn look<'a>(state: &'a State, task: &Task, host: HostId) -> Result<Left<'a>, Str
         }
         left.ready.push(vm);
     }
-    // The largest first: it has the least choice, and the most of it now.
-    left.ready.sort_by_key(|vm| (std::cmp::Reverse(vm.spec.mem_mib), vm.metadata.uid));
     Ok(left)
 }
 
@@ -120,16 +174,20 @@ fn slots(state: &State, host: HostId, left: &Left<'_>) -> usize {
     here.min(fleet)
 }
 
-fn progress(state: &State, task: &Task, host: HostId, left: &Left<'_>) -> DrainProgress {
+fn progress(
+    state: &State,
+    task: &Task,
+    host: HostId,
+    left: &Left<'_>,
+    begun: usize,
+    stuck: usize,
+) -> DrainProgress {
     let ours = |m: &&Migration| m.spec.cause == MigrationCause::Drain && since(task, host, m);
-    let moved = state
-        .migrations()
-        .filter(ours)
-        .filter(|m| matches!(m.status.phase, MigrationPhase::Switching | MigrationPhase::Done));
-    let moved = moved.count() as u64;
-    let stuck = left.stuck.len() as u64;
-    // What is handed over already counts as gone from here although its migration is still being tidied up.
-    let rest = (left.going.len() + left.stuck.len() + left.waits + left.ready.len()) as u64;
+    // What is handed over counts as gone from here although its migration is still being tidied up.
+    let gone = |m: &&Migration| matches!(m.status.phase, MigrationPhase::Switching | MigrationPhase::Done);
+    let moved = state.migrations().filter(ours).filter(gone).count() as u64;
+    let (begun, stuck) = (begun as u64, stuck as u64);
+    let rest = (left.going.len() + left.waits + left.ready.len()) as u64;
     let size = state.migrations_per_host().min(state.migrations_per_fleet()).max(1) as u64;
     let waves = |vms: u64| u32::try_from(vms.div_ceil(size)).unwrap_or(u32::MAX);
     let to_go = rest.saturating_sub(stuck);
@@ -139,20 +197,20 @@ fn progress(state: &State, task: &Task, host: HostId, left: &Left<'_>) -> DrainP
         moved,
         left: rest,
         stuck,
-        wave: waves(moved + left.going.len() as u64),
+        wave: waves(moved + left.going.len() as u64 + begun),
         waves: waves(moved + to_go),
         eta_s: (moved > 0).then(|| elapsed_s * to_go / moved),
     }
 }
 
-fn describe(progress: &DrainProgress, left: &Left<'_>) -> String {
+fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[&Misfit]) -> String {
     let DrainProgress { moved, left: rest, wave, waves, .. } = progress;
     let mut text = format!("wave {wave} of {waves}: {moved} VMs moved, {rest} left");
     if left.waits > 0 {
         text.push_str(&format!("; {} start, stop, are saved or are moved by somebody else", left.waits));
     }
-    if let Some(first) = left.stuck.first() {
-        let (count, vm, why) = (left.stuck.len(), &first.spec.vm_name, &first.status.message);
+    if let Some(first) = misfits.first() {
+        let (count, vm, why) = (misfits.len(), &first.vm_name, &first.reason);
         text.push_str(&format!("; {count} fit nowhere: VM {vm}: {why}"));
     }
     text
@@ -162,18 +220,19 @@ fn since(task: &Task, host: HostId, migration: &Migration) -> bool {
     migration.status.from == Some(host) && migration.metadata.created >= task.metadata.created
 }
 
-/// Drain migrations of this VM that ended without moving it, since the task began.
+/// Drain migrations of this VM that had a destination and ended without moving it, since the task began.
 fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
     let ours = |m: &&Migration| {
         m.spec.vm == vm.metadata.uid
             && m.spec.cause == MigrationCause::Drain
             && m.status.phase.is_terminal()
+            && m.status.to.is_some()
             && since(task, HostId(task.spec.uid), m)
     };
     state.migrations().filter(ours).count()
 }
 
-fn migrate(task: TaskId, vm: &Vm) -> Command {
+fn migrate(task: TaskId, vm: &Vm, step: &Evacuee) -> Command {
     let uid = derive(task, vm);
     let short: String = vm.metadata.name.as_str().chars().take(40).collect();
     let name: Name = format!("drain-{short}-{:08x}", uid.0.as_fields().0)
@@ -182,7 +241,7 @@ fn migrate(task: TaskId, vm: &Vm) -> Command {
     let spec = MigrationSpec {
         vm: vm.metadata.uid,
         vm_name: vm.metadata.name.clone(),
-        to: None,
+        to: Some(step.to_name.clone()),
         cause: MigrationCause::Drain,
         limits: MigrationLimits::default(),
         grounds: None,

@@ -1,5 +1,6 @@
 //! Tasks: acts from what the agents report of them, and drains from what is left on the host.
 
+use dunlin_model::Timestamp;
 use dunlin_model::task::{Act, Task, TaskPhase};
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_state::{Command, State};
@@ -9,10 +10,11 @@ use super::{Observed, drain};
 /// Progress of less than so many percent is not worth a write.
 pub(super) const PROGRESS_STEP_PERCENT: u32 = 10;
 
-pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
+    drain::step(state, observed, now, commands);
     for task in state.active_tasks() {
         match task.spec.act {
-            Act::Drain => drain::step(state, task, commands),
+            Act::Drain => {}
             Act::Shutdown { .. } | Act::Reboot { .. } | Act::Reset | Act::Save => {
                 commands.extend(act(state, observed, task));
             }
