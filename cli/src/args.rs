@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::verbs::balance::BalanceVerb;
 use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
 use crate::verbs::explain::ExplainArgs;
 use crate::verbs::host_set::HostSetArgs;
@@ -77,6 +78,9 @@ pub(crate) enum Noun {
     /// What happened
     #[command(subcommand)]
     Event(EventVerb),
+    /// Levelling the load by live migration
+    #[command(subcommand)]
+    Balance(BalanceVerb),
     /// Say why a VM, host or migration is as it is
     Explain(ExplainArgs),
     /// Where `dunlin` talks to when not told
@@ -229,7 +233,11 @@ pub(crate) enum HostVerb {
     Set(HostSetArgs),
     /// Cordon, and migrate every VM away
     Drain {
-        name: String,
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Show where every VM would go, and what does not fit; change nothing
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },

@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::{ContentArrangement, Table, presets};
 use dunlin_model::advice::{BalancePlan, Capacity, DrainPlan, Explanation, Misfit, PlannedMove};
 use dunlin_model::decision::{Candidate, Decision};
 use serde::Serialize;
 
-use super::table::{cpus, pain};
+use super::table::{columns, cpus, pain};
 use crate::args::Format;
 use crate::failure::Failure;
 
@@ -18,20 +17,6 @@ fn answer(format: Format, told: &impl Serialize, text: impl FnOnce(bool) -> Stri
         Format::Yaml => super::yaml(told),
         Format::Table | Format::Wide => super::line(&text(format == Format::Wide)),
     }
-}
-
-/// Columns two spaces apart, as everywhere.
-fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(head);
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// `explain`, and `vm create --dry-run`.

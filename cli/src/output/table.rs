@@ -1,6 +1,7 @@
 //! Objects as rows.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use dunlin_model::decision::Effect;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::Migration;
 use dunlin_model::recommendation::Recommendation;
@@ -13,16 +14,8 @@ use super::Surroundings;
 /// A table of `items`, which are of one kind. Empty: a line that says so.
 pub(crate) fn render(items: &[Object], wide: bool, around: &Surroundings) -> String {
     let Some(first) = items.first() else { return "none".to_owned() };
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header(first, wide));
-    for item in items {
-        table.add_row(row(item, wide, around));
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    let rows = items.iter().map(|item| row(item, wide, around));
+    columns(&header(first, wide), rows).trim_end().to_owned()
 }
 
 /// The column heads of a kind.
@@ -206,6 +199,52 @@ fn recommendation_row(found: &Recommendation, around: &Surroundings) -> Cells {
         pain(spec.grounds.predicted.pain_before_milli, spec.grounds.predicted.pain_after_milli),
     ];
     (narrow, vec![spec.grounds.reason.clone(), found.status.message.clone()])
+}
+
+/// Moves that were made to level the load.
+pub(crate) fn history(items: &[Object], wide: bool, around: &Surroundings) -> String {
+    let moves = items.iter().filter_map(|item| match item {
+        Object::Migration(migration) => Some(migration),
+        _ => None,
+    });
+    let dash = || "-".to_owned();
+    let gain = |effect: &Effect| pain(effect.pain_before_milli, effect.pain_after_milli);
+    let row = |migration: &Migration| {
+        let (spec, status) = (&migration.spec, &migration.status);
+        let name = |name: &Option<dunlin_model::Name>| name.as_ref().map_or_else(dash, ToString::to_string);
+        let mut cells = vec![
+            migration.metadata.name.to_string(),
+            spec.vm_name.to_string(),
+            name(&status.from_name),
+            name(&status.to_name),
+            status.phase.to_string(),
+            age(migration.metadata.created, around),
+            spec.grounds.as_ref().map_or_else(dash, |grounds| gain(&grounds.predicted)),
+            status.effect.as_ref().map_or_else(dash, gain),
+        ];
+        if wide {
+            cells.push(spec.grounds.as_ref().map_or_else(dash, |grounds| grounds.reason.clone()));
+        }
+        cells
+    };
+    let head = ["NAME", "VM", "FROM", "TO", "PHASE", "AGE", "PREDICTED", "OBSERVED", "WHY"];
+    let shown = if wide { head.len() } else { head.len() - 1 };
+    let rows: Vec<Vec<String>> = moves.map(row).collect();
+    if rows.is_empty() { "none".to_owned() } else { columns(&head[..shown], rows) }
+}
+
+/// Columns two spaces apart.
+pub(crate) fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Pain before and after, in CPUs.

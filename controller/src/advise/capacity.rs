@@ -1,20 +1,23 @@
-//! How many more VMs of a flavour fit.
+//! How many more VMs of a flavour fit, and which hosts may fail.
 
 use dunlin_model::advice::{Capacity, HOSTS_MAX, HostRoom};
 use dunlin_model::vm::Vm;
-use dunlin_model::{Revision, VmId};
+use dunlin_model::{HostId, Revision, VmId};
+use dunlin_scheduler::admit::{Admission, Answer, Proof, admit};
 use dunlin_scheduler::snapshot::VmEntry;
 use dunlin_scheduler::{HostIdx, Request, Snapshot, filter, score};
 use uuid::Uuid;
 
 use super::Scene;
+use super::plans::misfit;
 
 /// VMs counted at most: whoever has room for more need not ask.
 const COUNT_MAX: u64 = 1_000_000;
 
 /// How many more VMs like this one could be started now. With rules between them, one order of starting them is counted.
-pub(crate) fn capacity(scene: &Scene<'_>, flavour: &Vm) -> Capacity {
+pub(crate) fn capacity(scene: &Scene<'_>, flavour: &Vm, failures: u32) -> Capacity {
     let mut snapshot = scene.mirror();
+    let admission = admit(&snapshot, failures);
     let hosts: Vec<HostIdx> = snapshot.hosts().map(|(at, _)| at).collect();
     let mut next = 0;
     let mut rooms = Vec::new();
@@ -31,17 +34,37 @@ pub(crate) fn capacity(scene: &Scene<'_>, flavour: &Vm) -> Capacity {
     }
     rooms.sort_by(|a, b| b.fits.cmp(&a.fits).then(a.host.cmp(&b.host)));
     rooms.truncate(HOSTS_MAX);
+    let name = |host: HostId| scene.state.host(host).map(|host| host.metadata.name.clone());
+    let gap = admission.gaps.first();
+    let misfits = gap.into_iter().flat_map(|gap| &gap.misfits);
     Capacity {
         revision: Revision(snapshot.revision),
         cpus: flavour.spec.cpus,
         mem_mib: flavour.spec.mem_mib,
         fits: next,
         hosts: rooms,
-        failures: 0,
-        survives: true,
-        worst: Vec::new(),
-        misfits: Vec::new(),
-        verdict: String::new(),
+        failures,
+        survives: admission.answer == Answer::Yes,
+        worst: gap.map_or(Vec::new(), |gap| gap.hosts.iter().filter_map(|host| name(*host)).collect()),
+        misfits: misfits.filter_map(|found| Some(misfit(found, name(found.from)?))).collect(),
+        verdict: verdict(&admission),
+    }
+}
+
+fn verdict(admission: &Admission) -> String {
+    let any = match admission.failures {
+        0 => return String::new(),
+        1 => "any one host".to_owned(),
+        more => format!("any {more} hosts"),
+    };
+    let how = match admission.proof {
+        Proof::Exact => "every case was tried",
+        Proof::Slots => "proven by counting slots",
+    };
+    match admission.answer {
+        Answer::Yes => format!("{any} may fail: every VM finds a place elsewhere ({how})"),
+        Answer::No => format!("not {any} may fail: some VMs would find no place ({how})"),
+        Answer::Unknown => format!("whether {any} may fail was not shown"),
     }
 }
 

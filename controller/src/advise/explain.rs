@@ -10,6 +10,7 @@ use dunlin_scheduler::{Request, Snapshot, place, why_not};
 
 use super::Scene;
 use super::facts::{count, cpus, effect, load};
+use super::plans::drain_plan;
 use crate::reconcile::record;
 
 fn empty(scene: &Scene<'_>, kind: Kind, name: &Name) -> Explanation {
@@ -136,6 +137,7 @@ pub(crate) fn explain_host(scene: &Scene<'_>, host: &Host) -> Explanation {
     }
     told.facts.push(carried(scene, host));
     told.facts.extend(place_facts(host));
+    told.facts.push(leaving(scene, host));
     for migration in scene.state.host_migrations(host.metadata.uid) {
         let status = &migration.status;
         let to = status.to_name.as_ref().map_or("a host yet to be found".to_owned(), ToString::to_string);
@@ -179,6 +181,25 @@ fn carried(scene: &Scene<'_>, host: &Host) -> String {
     let has = host.status.capabilities.cpus;
     let vms = count(vms, "VM");
     format!("carries {vms}, of which {measured} are measured: they want {} of its {has} CPUs", cpus(wanted))
+}
+
+/// Could it be emptied now?
+fn leaving(scene: &Scene<'_>, host: &Host) -> String {
+    let plan = drain_plan(scene, &[host]);
+    let waves = plan.moves.iter().map(|found| found.wave).max().unwrap_or(0);
+    let movable = plan.moves.len() as u64;
+    match plan.misfits.first() {
+        None if movable == plan.vms => {
+            let (vms, waves) = (count(movable, "VM"), count(waves.into(), "wave"));
+            format!("could be emptied now: {vms} in {waves}, in about {} s", plan.total_ms.div_ceil(1_000))
+        }
+        None => format!(
+            "could not be emptied now: {} of {} cannot move",
+            plan.vms - movable,
+            count(plan.vms, "VM")
+        ),
+        Some(first) => format!("could not be emptied now: VM {}: {}", first.vm, first.text),
+    }
 }
 
 fn place_facts(host: &Host) -> Vec<String> {
