@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::explain::{No, told};
 use crate::filter::{self, Reason};
 use crate::request::Request;
-use crate::score::{TermScore, Weights, score, seat, terms};
+use crate::score::{TermScore, score, seat, terms};
 use crate::snapshot::{HostIdx, Seat, Snapshot};
 
 /// Where a VM goes, and why.
@@ -97,7 +97,6 @@ impl fmt::Display for Refusal {
 /// cost that does not grow with the fleet.
 #[must_use]
 pub fn place(snapshot: &Snapshot, request: &Request) -> Decision {
-    let weights = Weights::from(&snapshot.policy);
     let mut groups: BTreeMap<(Reason, String), (u32, Option<(u64, &'static str)>)> = BTreeMap::new();
     let mut best: [Option<(u64, HostIdx)>; 2] = [None, None];
     let mut fitting = 0;
@@ -110,7 +109,7 @@ pub fn place(snapshot: &Snapshot, request: &Request) -> Decision {
             continue;
         }
         fitting += 1;
-        let found = (score(snapshot, &weights, request, host), host);
+        let found = (score(snapshot, snapshot.weights(), request, host), host);
         if best[0].is_none_or(|(score, _)| found.0 > score) {
             best = [Some(found), best[0]];
         } else if best[1].is_none_or(|(score, _)| found.0 > score) {

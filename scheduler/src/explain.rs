@@ -1,6 +1,6 @@
 //! Refusals in words. Kept apart from the filters, which are asked far more often than they are told.
 
-use crate::filter::{Reason, others};
+use crate::filter::{Reason, others, refusals};
 use crate::request::Request;
 use crate::snapshot::{FactKind, HostIdx, Kind, Need, Role, Snapshot, Want};
 
@@ -15,6 +15,75 @@ pub struct No {
     pub left: Option<(u64, &'static str)>,
 }
 
+/// One thing that, were it otherwise, would let the VM in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remedy {
+    /// On this host.
+    pub host: HostIdx,
+    /// The only filter that refuses it there.
+    pub reason: Reason,
+    /// In words: "not enough memory (need 512 MiB, free 300 MiB)".
+    pub text: String,
+}
+
+/// What would have to change: hosts that a single filter keeps it from, the ones that lack least first.
+#[must_use]
+pub fn remedies(snapshot: &Snapshot, request: &Request, most: usize) -> Vec<Remedy> {
+    let mut found: Vec<(Reason, u64, HostIdx)> = Vec::new();
+    for (host, _) in snapshot.hosts() {
+        if let [reason] = refusals(snapshot, request, host)[..] {
+            let left = told(snapshot, request, host, reason).left.map_or(0, |(left, _)| left);
+            found.push((reason, u64::MAX - left, host));
+        }
+    }
+    found.sort_unstable();
+    let told = found.into_iter().take(most).map(|(reason, _, host)| {
+        let no = told(snapshot, request, host, reason);
+        let text = match no.left {
+            Some((left, unit)) => format!("{}{left}{unit})", no.text.replace("most free", "free")),
+            None => no.text,
+        };
+        Remedy { host, reason, text }
+    });
+    told.collect()
+}
+
+/// What a filter guards against, without any figures.
+pub(crate) const fn phrase(reason: Reason) -> &'static str {
+    match reason {
+        Reason::IsSource => "the VM runs there already",
+        Reason::OtherHostAsked => "another host was asked for",
+        Reason::SavedElsewhere => "the VM's saved memory is on another host",
+        Reason::VolumesElsewhere => "the VM's disks are on another host",
+        Reason::Closed => "left out for now",
+        Reason::HostDown => "not up",
+        Reason::Asleep => "switched off to save power",
+        Reason::Cordoned => "cordoned",
+        Reason::HostLabels => "lacks labels",
+        Reason::Tainted => "tainted",
+        Reason::DriverMissing => "no such driver",
+        Reason::Arch => "no guests of that architecture",
+        Reason::AccelUnusable => "no vCPU was seen to run as asked",
+        Reason::MachineType => "no such machine type",
+        Reason::CpuModel => "no such CPU model",
+        Reason::CpuFeature => "lacks CPU features",
+        Reason::NetworkMissing => "no such network",
+        Reason::StorageMissing => "no such storage",
+        Reason::CannotMigrate => "its driver cannot take the migration",
+        Reason::Cpus => "not enough vCPUs",
+        Reason::Memory => "not enough memory",
+        Reason::HugePages => "not enough huge pages",
+        Reason::Bandwidth => "not enough bandwidth",
+        Reason::DiskSpace => "not enough disk space",
+        Reason::Devices => "not enough devices",
+        Reason::Licences => "not enough licences",
+        Reason::Numa => "it fits the host, but not its NUMA nodes as they are filled",
+        Reason::AffinityElsewhere => "VMs it belongs with are elsewhere",
+        Reason::ApartFrom => "a VM it stays apart from is there",
+        Reason::FaultDomain => "another fault domain of its group is there",
+    }
+}
+
 /// The refusal of a host in words.
 pub(crate) fn told(snapshot: &Snapshot, request: &Request, host: HostIdx, reason: Reason) -> No {
     let profile = snapshot.profile(request.profile);
@@ -23,12 +92,13 @@ pub(crate) fn told(snapshot: &Snapshot, request: &Request, host: HostIdx, reason
     let pinned = || request.pins.iter().find(|pin| pin.reason == reason).map_or("", |pin| pin.text.as_str());
     let lacks = |what: &str, kind| just(&format!("no {what} {}", missing(snapshot, request, host, kind)));
     match reason {
-        Reason::IsSource => just("the VM runs there already"),
+        Reason::IsSource
+        | Reason::Closed
+        | Reason::HostDown
+        | Reason::Asleep
+        | Reason::Cordoned
+        | Reason::Numa => just(phrase(reason)),
         Reason::OtherHostAsked | Reason::SavedElsewhere | Reason::VolumesElsewhere => just(pinned()),
-        Reason::Closed => just("left out for now"),
-        Reason::HostDown => just("not up"),
-        Reason::Asleep => just("switched off to save power"),
-        Reason::Cordoned => just("cordoned"),
         Reason::HostLabels => lacks("label", FactKind::Label),
         Reason::Tainted => just(&format!("tainted {}", taint(snapshot, request, host))),
         Reason::DriverMissing => lacks("driver", FactKind::Driver),
@@ -49,7 +119,6 @@ pub(crate) fn told(snapshot: &Snapshot, request: &Request, host: HostIdx, reason
         Reason::DiskSpace | Reason::Devices | Reason::Licences => {
             named_short(snapshot, request, host, reason)
         }
-        Reason::Numa => just("it fits the host, but not its NUMA nodes as they are filled"),
         Reason::AffinityElsewhere | Reason::ApartFrom | Reason::FaultDomain => {
             just(&tie(snapshot, request, host, reason))
         }

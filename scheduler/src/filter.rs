@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::request::Request;
 use crate::snapshot::{
-    FactKind, HostIdx, HostState, Kind, LabelIdx, Level, NODES_MAX, Need, NodeSet, Place, ProfileIdx, Role,
-    Rule, Snapshot, Ties, TiesIdx, VmIdx, Want, own_value, roles,
+    FactIdx, FactKind, HostIdx, HostState, Kind, LabelIdx, Level, NODES_MAX, Need, NodeSet, Place,
+    ProfileIdx, Role, Rule, Snapshot, Ties, TiesIdx, VmIdx, Want, own_value, roles,
 };
 
 /// Why a host was refused: the name of the filter. Closed: a client may match on it.
@@ -85,6 +85,40 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 30] = [
+        Self::IsSource,
+        Self::OtherHostAsked,
+        Self::SavedElsewhere,
+        Self::VolumesElsewhere,
+        Self::Closed,
+        Self::HostDown,
+        Self::Asleep,
+        Self::Cordoned,
+        Self::HostLabels,
+        Self::Tainted,
+        Self::DriverMissing,
+        Self::Arch,
+        Self::AccelUnusable,
+        Self::MachineType,
+        Self::CpuModel,
+        Self::CpuFeature,
+        Self::NetworkMissing,
+        Self::StorageMissing,
+        Self::CannotMigrate,
+        Self::Cpus,
+        Self::Memory,
+        Self::HugePages,
+        Self::Bandwidth,
+        Self::DiskSpace,
+        Self::Devices,
+        Self::Licences,
+        Self::Numa,
+        Self::AffinityElsewhere,
+        Self::ApartFrom,
+        Self::FaultDomain,
+    ];
+
     /// Can a policy do without it? What cannot run, or would break the machine, is refused under every policy.
     #[must_use]
     pub const fn is_optional(self) -> bool {
@@ -159,6 +193,23 @@ pub(crate) fn is_named(snapshot: &Snapshot, ties: &Ties) -> bool {
     ties.labels.iter().any(|label| roles.iter().any(|role| snapshot.presence().of(*role, *label).all() > 0))
 }
 
+/// Everything that refuses the host, each thing once: what would all have to change.
+#[must_use]
+pub fn refusals(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<Reason> {
+    let dropped = |reason: &Reason| reason.is_optional() && snapshot.policy.without.contains(reason);
+    let filters = GROUPS.iter().copied().flatten();
+    let mut reasons: Vec<Reason> = filters.filter_map(|filter| filter(snapshot, request, host)).collect();
+    let class = snapshot.class(snapshot.host(host).class);
+    let profile = snapshot.profile(request.profile);
+    let unmet = profile.needs.iter().filter(|need| !is_met(need, &class.facts));
+    reasons.extend(unmet.skip(1).map(|need| lacks(need.kind)));
+    let short = profile.amounts.each().into_iter().zip(snapshot.room(host).free.each());
+    let short = short.filter(|((_, need), (_, left))| need > left);
+    reasons.extend(short.skip(1).map(|((kind, _), _)| too_little(kind)));
+    reasons.retain(|reason| !dropped(reason));
+    reasons
+}
+
 fn is_source(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
     (request.from == Some(host)).then_some(Reason::IsSource)
 }
@@ -185,9 +236,16 @@ fn not_cordoned(snapshot: &Snapshot, _: &Request, host: HostIdx) -> Option<Reaso
 
 fn has_facts(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
     let class = snapshot.class(snapshot.host(host).class);
-    let unmet = |need: &&Need| !need.any_of.iter().any(|fact| class.facts.binary_search(fact).is_ok());
-    let need = snapshot.profile(request.profile).needs.iter().find(unmet)?;
-    Some(match need.kind {
+    let needs = &snapshot.profile(request.profile).needs;
+    needs.iter().find(|need| !is_met(need, &class.facts)).map(|need| lacks(need.kind))
+}
+
+fn is_met(need: &Need, facts: &[FactIdx]) -> bool {
+    need.any_of.iter().any(|fact| facts.binary_search(fact).is_ok())
+}
+
+const fn lacks(kind: FactKind) -> Reason {
+    match kind {
         FactKind::Label => Reason::HostLabels,
         FactKind::Driver => Reason::DriverMissing,
         FactKind::Arch => Reason::Arch,
@@ -198,7 +256,7 @@ fn has_facts(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Re
         FactKind::Network => Reason::NetworkMissing,
         FactKind::Storage => Reason::StorageMissing,
         FactKind::Power => Reason::CannotMigrate,
-    })
+    }
 }
 
 fn taints_tolerated(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
@@ -209,12 +267,16 @@ fn taints_tolerated(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Op
 
 fn amounts_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
     let short = snapshot.profile(request.profile).amounts.short_of(&snapshot.room(host).free)?;
-    Some(match short.0 {
+    Some(too_little(short.0))
+}
+
+const fn too_little(kind: Kind) -> Reason {
+    match kind {
         Kind::Cpu => Reason::Cpus,
         Kind::Memory => Reason::Memory,
         Kind::HugePages => Reason::HugePages,
         Kind::Network => Reason::Bandwidth,
-    })
+    }
 }
 
 fn named_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
@@ -362,10 +424,10 @@ fn in_its_fault_domain(snapshot: &Snapshot, request: &Request, host: HostIdx) ->
         any > same
     };
     let own = hard(snapshot, request, Want::OtherValuesApart)
-        .any(|rule| mixed(Role::Carrier, rule, own_value(ties, rule)));
+        .any(|rule| mixed(Role::Carrier, rule, own_value(&ties.values, rule)));
     let kept = || {
         mirrored(snapshot, request, Role::Keeper, Want::OtherValuesApart).any(|rule| {
-            let own = own_value(ties, &rule);
+            let own = own_value(&ties.values, &rule);
             own.is_some() && mixed(Role::Keeper, &rule, own)
         })
     };

@@ -17,16 +17,18 @@ pub const WEIGHT_MAX: u16 = 100;
 pub enum Term {
     /// The share of CPU and memory left free: the emptiest host.
     Spread,
-    /// The share taken: the fullest host.
+    /// The share taken, what the fleet has least of counting most: the fullest host.
     Pack,
     /// A host that has VMs already, so that empty ones can be switched off.
     PowerSaving,
     /// Little measured CPU use.
     Load,
-    /// Room for the shapes in use stays whole: the least of it is lost to fragments.
+    /// What is left stays in the proportion in which the fleet's VMs ask for it.
     WholeShapes,
     /// NUMA nodes stay whole.
     WholeNodes,
+    /// The first of VMs that must share a host finds one with room for the rest. Counts for such VMs only.
+    RoomToGrow,
     /// The images are there already.
     Images,
     /// Host labels that were wished for.
@@ -68,7 +70,13 @@ impl Default for Policy {
 impl Policy {
     fn named(name: &str, weights: &[(Term, u16)]) -> Self {
         // What somebody wished for by name counts more than what the cluster prefers in general.
-        let wishes = [(Term::Prefers, 100), (Term::Affinity, 100), (Term::Images, 2), (Term::NearSource, 2)];
+        let wishes = [
+            (Term::Prefers, 100),
+            (Term::Affinity, 100),
+            (Term::RoomToGrow, 100),
+            (Term::Images, 2),
+            (Term::NearSource, 2),
+        ];
         Self {
             name: name.to_owned(),
             without: BTreeSet::new(),
@@ -90,7 +98,7 @@ impl Policy {
     /// As many VMs on as few hosts as will take them.
     #[must_use]
     pub fn pack() -> Self {
-        Self::named("pack", &[(Term::WholeShapes, 20), (Term::Pack, 5), (Term::WholeNodes, 10)])
+        Self::named("pack", &[(Term::WholeShapes, 20), (Term::Pack, 2), (Term::WholeNodes, 2)])
     }
 
     /// Like pack, and an empty host is woken last.
@@ -172,6 +180,7 @@ pub const TERMS: &[Term] = &[
     Term::Prefers,
     Term::Affinity,
     Term::NearSource,
+    Term::RoomToGrow,
 ];
 
 impl Term {
@@ -189,6 +198,7 @@ impl Term {
             Self::Prefers => "prefers",
             Self::Affinity => "affinity",
             Self::NearSource => "near-source",
+            Self::RoomToGrow => "room-to-grow",
         }
     }
 }

@@ -25,21 +25,33 @@ pub struct TermScore {
     pub weight: u16,
 }
 
-const STANDING: [Term; 7] = [
+const STANDING: [Term; 8] = [
     Term::Spread,
     Term::Pack,
     Term::PowerSaving,
     Term::Load,
     Term::WholeShapes,
     Term::WholeNodes,
+    Term::RoomToGrow,
     Term::Images,
 ];
 
 /// The weights of the terms that depend on profile and host alone, read once from the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weights {
     standing: [u64; STANDING.len()],
     prefers: u64,
+}
+
+impl Weights {
+    /// Does what free room is worth count at all?
+    #[must_use]
+    pub fn counts_worth(&self) -> bool {
+        STANDING
+            .iter()
+            .zip(self.standing)
+            .any(|(term, weight)| matches!(term, Term::WholeShapes | Term::Pack) && weight > 0)
+    }
 }
 
 impl From<&Policy> for Weights {
@@ -67,11 +79,18 @@ pub fn standing(snapshot: &Snapshot, weights: &Weights, profile: ProfileIdx, hos
 fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile, host: HostIdx) -> u64 {
     match term {
         Term::Spread => left_free(snapshot, shape, host),
-        Term::Pack => TERM_MAX - left_free(snapshot, shape, host),
+        Term::Pack => tight(snapshot, shape, host),
         Term::PowerSaving => TERM_MAX * u64::from(!snapshot.room(host).vms.is_empty()),
         Term::Load => idle(snapshot, host),
         Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
+        Term::RoomToGrow => {
+            if shape.grows {
+                largest_left(snapshot, host)
+            } else {
+                0
+            }
+        }
         Term::Images => images(snapshot, shape, host),
         Term::Prefers => prefers(snapshot, shape, host),
         Term::Affinity | Term::NearSource => 0,
@@ -89,6 +108,12 @@ fn left_free(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
     u64::midpoint(share(left.cpu_milli, total.cpu_milli), share(left.mem_mib, total.mem_mib))
 }
 
+/// How little is left once the VM is there; what the fleet has least of counts most.
+fn tight(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    let left = snapshot.room(host).free.minus(shape.amounts);
+    snapshot.worths().tight(left, snapshot.host(host).total)
+}
+
 /// Thousandths of the real CPU that were idle when last measured; half when nothing was.
 fn idle(snapshot: &Snapshot, host: HostIdx) -> u64 {
     let row = snapshot.host(host);
@@ -98,7 +123,7 @@ fn idle(snapshot: &Snapshot, host: HostIdx) -> u64 {
 /// How little is left on the NUMA nodes it would lie on: nodes are filled before new ones are begun.
 fn whole_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> u64 {
     let Some(nodes) = choose_nodes(snapshot, profile, host).filter(|nodes| !nodes.is_empty()) else {
-        return TERM_MAX;
+        return 0;
     };
     let part = snapshot.profile(profile).node_part(nodes.len());
     let (row, room) = (snapshot.host(host), snapshot.room(host));
@@ -107,6 +132,12 @@ fn whole_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> u64 {
         TERM_MAX - share(left.cpu_milli, row.nodes[node].cpu_milli)
     };
     nodes.nodes().map(tight).sum::<u64>() / u64::from(nodes.len())
+}
+
+/// How much the host has left, against the largest of the fleet: room for VMs yet to come.
+fn largest_left(snapshot: &Snapshot, host: HostIdx) -> u64 {
+    let (left, most) = (snapshot.room(host).free, snapshot.largest());
+    u64::midpoint(share(left.cpu_milli, most.cpu_milli), share(left.mem_mib, most.mem_mib))
 }
 
 fn images(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
@@ -135,12 +166,22 @@ pub fn passing(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
         + weight(Term::NearSource) * near_source(snapshot, request, host)
 }
 
-/// Most that [`passing`] can give a request: 0 when nothing in it depends on other VMs.
+/// Most that [`passing`] can give on a host that shares no host or rack with a VM a soft rule names, nor the rack of the
+/// source.
 #[must_use]
-pub fn passing_max(snapshot: &Snapshot, request: &Request) -> u64 {
-    let soft = snapshot.ties(request.ties).rules.iter().any(|rule| !rule.is_hard());
-    let weight = |term, counts: bool| u64::from(snapshot.policy.weight(term)) * u64::from(counts) * TERM_MAX;
-    weight(Term::Affinity, soft) + weight(Term::NearSource, request.from.is_some())
+pub fn passing_rest_max(snapshot: &Snapshot, request: &Request) -> u64 {
+    let (mut met, mut all) = (0, 0);
+    for rule in &snapshot.ties(request.ties).rules {
+        let Some(weight) = rule.soft.map(u64::from) else { continue };
+        let nowhere = (rule.level, u32::MAX);
+        let (_, anywhere) = crate::filter::others(snapshot, request.vm, Role::Carrier, rule, nowhere);
+        let lost = rule.want == Want::Together && rule.level != Level::Zone && anywhere > 0;
+        all += weight;
+        met += weight * u64::from(!lost);
+    }
+    let near = if request.from.is_some() { TERM_MAX / 2 } else { 0 };
+    let weight = |term| u64::from(snapshot.policy.weight(term));
+    weight(Term::Affinity) * share(met, all) + weight(Term::NearSource) * near
 }
 
 /// Soft rules that hold there, by weight. With none to judge by, 0.

@@ -48,13 +48,14 @@ use std::collections::BTreeMap;
 use dunlin_model::{HostId, Name, VmId};
 
 use crate::policy::Policy;
+use crate::score::Weights;
 use crate::worth::Worths;
 use change::Changes;
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// What the cluster has decided about placement.
+    /// What the cluster has decided about placement. Change it with [`Snapshot::set_policy`].
     pub policy: Policy,
     /// Which state it was taken of: for the record of a decision.
     pub revision: u64,
@@ -70,7 +71,27 @@ pub struct Snapshot {
     presence: Presence,
     changes: Changes,
     shapes: BTreeMap<ProfileIdx, u32>,
+    /// What the seated VMs ask for in all, and how many they are.
+    asked: Amounts,
+    seated: u64,
     worths: Worths,
+    weights: Weights,
+    /// Counts the changes of the policy, and of what else every score depends on.
+    rules: u64,
+    largest: Amounts,
+    in_use: InUse,
+    /// Hosts of each rack and zone, sorted.
+    members: BTreeMap<Place, Vec<HostIdx>>,
+    /// Every host index: what a host has for members is a slice of it.
+    all: Vec<HostIdx>,
+}
+
+/// Sums over the hosts that have VMs.
+#[derive(Clone, Copy, Debug, Default)]
+struct InUse {
+    hosts: u64,
+    promised: Amounts,
+    offered: Amounts,
 }
 
 /// Everything interned.
@@ -90,7 +111,53 @@ impl Snapshot {
     /// An empty fleet.
     #[must_use]
     pub fn empty(policy: Policy) -> Self {
-        Self { policy, ..Self::default() }
+        Self { weights: Weights::from(&policy), policy, ..Self::default() }
+    }
+
+    /// Places by another policy from now on. What may be promised of each host stays as it is.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.weights = Weights::from(&policy);
+        self.policy = policy;
+        self.rules += 1;
+    }
+
+    /// The policy's weights, read once.
+    #[must_use]
+    pub const fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Hosts with a VM on them, or on its way.
+    #[must_use]
+    pub const fn hosts_used(&self) -> u64 {
+        self.in_use.hosts
+    }
+
+    /// What is promised on the hosts with VMs, and what these hosts offer in all.
+    #[must_use]
+    pub const fn in_use(&self) -> (Amounts, Amounts) {
+        (self.in_use.promised, self.in_use.offered)
+    }
+
+    /// The most of each amount that any host has ever offered.
+    #[must_use]
+    pub const fn largest(&self) -> Amounts {
+        self.largest
+    }
+
+    /// Counts the changes of what every score depends on: what was computed under another count is stale.
+    #[must_use]
+    pub const fn rules_version(&self) -> u64 {
+        self.rules
+    }
+
+    /// The hosts of a host, rack or zone, sorted.
+    #[must_use]
+    pub fn members(&self, level: Level, place: u32) -> &[HostIdx] {
+        if level == Level::Host {
+            return self.all.get(place as usize).map_or(&[], std::slice::from_ref);
+        }
+        self.members.get(&(level, place)).map_or(&[], Vec::as_slice)
     }
 
     /// Every host, in the order of index.
@@ -243,9 +310,15 @@ impl Snapshot {
         )
     }
 
-    /// Profiles of the VMs that are placed, and how many of each: the mix that room is kept for.
+    /// Profiles of the VMs that are placed, and how many of each.
     pub fn mix(&self) -> impl Iterator<Item = (ProfileIdx, u32)> {
         self.shapes.iter().map(|(profile, count)| (*profile, *count))
+    }
+
+    /// What the VMs that have a seat ask for in all, and how many they are.
+    #[must_use]
+    pub const fn asked(&self) -> (Amounts, u64) {
+        (self.asked, self.seated)
     }
 
     /// What free room is worth, given the shapes in use.

@@ -3,22 +3,32 @@
 //! `make bench` runs all; `cargo bench -p dunlin-tests -- NAME` runs those whose name contains NAME. Nothing here asserts a
 //! time: machines differ, and the reader judges.
 
+// Figures are for reading: a sum is no less true for having been a float.
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
 mod agent_rss;
+mod cutting_stock;
+mod decide;
 mod migration;
+mod packing;
+mod rules;
 mod start;
+mod traces;
 mod writes;
 
 type Bench = fn() -> anyhow::Result<()>;
 
 fn main() -> anyhow::Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, Bench); 4] = [
+    let all: [(&str, Bench); 7] = [
         ("start", start::run),
         ("migration", migration::run),
         ("agent-rss", agent_rss::run),
         ("writes", writes::run),
+        ("place-decide", decide::run),
+        ("place-packing", packing::run),
+        ("place-rules", rules::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {

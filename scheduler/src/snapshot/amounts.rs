@@ -63,6 +63,12 @@ impl Amounts {
         self.with(other, u64::saturating_add)
     }
 
+    /// The greater of each.
+    #[must_use]
+    pub fn most(self, other: Self) -> Self {
+        self.with(other, u64::max)
+    }
+
     /// The difference, stopping at zero: what is left of `self`.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {

@@ -1,18 +1,22 @@
 //! The deltas: how a snapshot follows the fleet.
 
-use dunlin_model::Labels;
+use dunlin_model::{Labels, Name};
 
 use super::amounts::Amounts;
-use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, NODES_MAX, Room};
+use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, Room};
 use super::index::{
     ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx, VmIdx,
 };
 use super::load::Load;
+use super::presence::own_value;
 use super::vm::{Demand, Level, Need, Numa, Profile, Rule, Seat, Ties, VmEntry, VmRow, Want};
 use super::{Place, Snapshot};
 
 /// Changes remembered: an index further behind is built anew, which then costs less than catching up.
 const CHANGES_MAX: usize = 1 << 16;
+
+/// How much a VM with fault domains is drawn to where its own domain is already, beside its other wishes.
+const THRIFT_WEIGHT: u16 = 50;
 
 /// A moment in the life of one snapshot. Equal marks mean equal snapshots, also of a clone that went its own way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +97,8 @@ impl Snapshot {
         self.rooms.push(Room::default());
         self.host_of.insert(row.uid, host);
         self.hosts.push(Some(row));
+        self.all.push(host);
+        self.stand(host, true);
         self.refresh(host);
         host
     }
@@ -101,9 +107,13 @@ impl Snapshot {
     pub fn update_host(&mut self, host: HostIdx, entry: &HostEntry) {
         let seated = self.room(host).vms.clone();
         let load = self.host(host).load;
+        self.count_use(host, false);
         self.count_presence(host, &seated, -1);
+        self.stand(host, false);
         self.hosts[host.at()] = Some(HostRow { load, ..self.host_row(entry) });
+        self.stand(host, true);
         self.count_presence(host, &seated, 1);
+        self.count_use(host, true);
         self.refresh(host);
     }
 
@@ -117,6 +127,7 @@ impl Snapshot {
                 self.take(vm);
             }
         }
+        self.stand(host, false);
         if let Some(row) = self.hosts[host.at()].take() {
             self.host_of.remove(&row.uid);
         }
@@ -124,10 +135,27 @@ impl Snapshot {
         self.touch(host, What::Host, u32::MAX);
     }
 
+    /// Counts the host among those of its rack and zone, or no more.
+    fn stand(&mut self, host: HostIdx, comes: bool) {
+        for place in [Level::Rack, Level::Zone].map(|level| self.place(level, host)) {
+            let members = self.members.entry(place).or_default();
+            match (members.binary_search(&host), comes) {
+                (Err(at), true) => members.insert(at, host),
+                (Ok(at), false) => drop(members.remove(at)),
+                _ => {}
+            }
+        }
+    }
+
     /// Brings what is left of a host up to what it is.
     fn refresh(&mut self, host: HostIdx) {
         let row = self.hosts[host.at()].as_ref().expect("the caller has just set it");
         let room = &mut self.rooms[host.at()];
+        let largest = self.largest.most(row.total);
+        if largest != self.largest {
+            self.largest = largest;
+            self.rules += 1;
+        }
         room.free = row.total.minus(room.used);
         room.named_free = row.named.iter().map(|(_, total)| *total).collect();
         room.nodes_free.clone_from(&row.nodes);
@@ -141,7 +169,9 @@ impl Snapshot {
 
     /// Says what has been promised of a host in all, where the caller knows better than the sum over its VMs.
     pub fn set_used(&mut self, host: HostIdx, used: Amounts) {
+        self.count_use(host, false);
         self.rooms[host.at()].used = used;
+        self.count_use(host, true);
         self.rooms[host.at()].free = self.host(host).total.minus(used);
         self.touch(host, What::Host, 1);
     }
@@ -154,26 +184,33 @@ impl Snapshot {
         }
         let (profile, ties, moving) = self.intern_entry(entry);
         let row = VmRow {
-            uid: entry.uid,
-            name: entry.name.clone(),
-            profile,
             moving,
-            ties,
-            at: None,
-            held: None,
-            load: None,
             movable: entry.movable,
             priority: entry.priority,
             local_disk_mib: entry.local_disk_mib,
-            moved_ms: None,
+            ..VmRow::new(entry.uid, entry.name.clone(), profile, ties)
         };
-        let vm = self.free_vms.pop().unwrap_or_else(|| {
-            self.vms.push(None);
-            VmIdx::of(self.vms.len() - 1)
-        });
+        let vm = self.slot();
         self.vm_of.insert(row.uid, vm);
         self.vms[vm.at()] = Some(row);
         vm
+    }
+
+    /// A new VM of a demand that is interned already, waiting: for replays, where nobody asks for its name.
+    pub fn add_interned(&mut self, profile: ProfileIdx, ties: TiesIdx) -> VmIdx {
+        let vm = self.slot();
+        let uid = crate::simulate::fleet::vm_uid(vm.at());
+        let row = VmRow::new(uid, nameless(), profile, ties);
+        self.vm_of.insert(uid, vm);
+        self.vms[vm.at()] = Some(row);
+        vm
+    }
+
+    fn slot(&mut self) -> VmIdx {
+        self.free_vms.pop().unwrap_or_else(|| {
+            self.vms.push(None);
+            VmIdx::of(self.vms.len() - 1)
+        })
     }
 
     /// What the VM asks for has changed; it stays where it is.
@@ -211,19 +248,34 @@ impl Snapshot {
         self.take(vm);
         self.row_mut(vm).at = Some(seat);
         self.occupy(vm, seat, true);
-        *self.shapes.entry(self.vm(vm).profile).or_default() += 1;
+        self.count_asked(vm, true);
     }
 
     /// The VM leaves its seat and waits.
     pub fn take(&mut self, vm: VmIdx) {
         let Some(seat) = self.row_mut(vm).at.take() else { return };
         self.occupy(vm, seat, false);
+        self.count_asked(vm, false);
+    }
+
+    /// Counts what a seated VM asks for among what all ask for, and learns what room is worth when that has changed.
+    fn count_asked(&mut self, vm: VmIdx, comes: bool) {
         let profile = self.vm(vm).profile;
-        if let Some(count) = self.shapes.get_mut(&profile) {
-            *count -= 1;
-            if *count == 0 {
-                self.shapes.remove(&profile);
-            }
+        let amounts = self.profile(profile).amounts;
+        let count = self.shapes.entry(profile).or_default();
+        *count = if comes { *count + 1 } else { *count - 1 };
+        if *count == 0 {
+            self.shapes.remove(&profile);
+        }
+        if !comes {
+            (self.asked, self.seated) = (self.asked.minus(amounts), self.seated - 1);
+            return;
+        }
+        (self.asked, self.seated) = (self.asked.plus(amounts), self.seated + 1);
+        if self.worths.count(self.seated) {
+            let up = self.hosts().filter(|(_, row)| row.state == HostState::Up);
+            let offered = up.fold(Amounts::default(), |sum, (_, row)| sum.plus(row.total));
+            self.worths.learn(self.asked, offered);
         }
     }
 
@@ -282,6 +334,7 @@ impl Snapshot {
     fn occupy(&mut self, vm: VmIdx, seat: Seat, comes: bool) {
         let amounts = self.profile(self.vm(vm).profile).amounts;
         let total = self.host(seat.host).total;
+        self.count_use(seat.host, false);
         let room = &mut self.rooms[seat.host.at()];
         room.used = if comes { room.used.plus(amounts) } else { room.used.minus(amounts) };
         room.free = total.minus(room.used);
@@ -290,6 +343,7 @@ impl Snapshot {
             (Ok(at), false) => drop(room.vms.remove(at)),
             _ => {}
         }
+        self.count_use(seat.host, true);
         self.occupy_finer(vm, seat, comes);
         self.count_presence(seat.host, &[vm], if comes { 1 } else { -1 });
         self.touch(seat.host, if comes { What::Put } else { What::Take }, vm.0);
@@ -312,6 +366,19 @@ impl Snapshot {
             let left = &mut room.nodes_free[node];
             *left = if comes { left.minus(part) } else { left.plus(part) };
         }
+    }
+
+    /// Counts what the host adds to the sums over hosts in use, in or out.
+    fn count_use(&mut self, host: HostIdx, comes: bool) {
+        let Some(row) = self.hosts[host.at()].as_ref() else { return };
+        let room = &self.rooms[host.at()];
+        if room.vms.is_empty() {
+            return;
+        }
+        let all = &mut self.in_use;
+        let count = |sum: Amounts, part| if comes { sum.plus(part) } else { sum.minus(part) };
+        (all.promised, all.offered) = (count(all.promised, room.used), count(all.offered, row.total));
+        all.hosts = if comes { all.hosts + 1 } else { all.hosts - 1 };
     }
 
     fn count_presence(&mut self, host: HostIdx, vms: &[VmIdx], by: i8) {
@@ -405,6 +472,10 @@ impl Snapshot {
             needs,
             tolerates: sorted(tolerates),
             images: self.images(&demand.images),
+            grows: demand
+                .rules
+                .iter()
+                .any(|rule| rule.want == Want::Together && rule.level == Level::Host && rule.soft.is_none()),
         };
         let profile = ProfileIdx(self.words.profiles.intern(&profile));
         (profile, self.intern_ties(demand))
@@ -435,6 +506,12 @@ impl Snapshot {
             level: rule.level,
             want: rule.want,
             soft: rule.soft,
+        }));
+        // A fault domain that claims few places leaves more of them to the others.
+        let hard: Vec<Rule> = ties.rules.iter().filter(|rule| rule.is_hard()).copied().collect();
+        ties.rules.extend(hard.iter().filter_map(|rule| {
+            let label = own_value(&ties.values, rule)?;
+            Some(Rule { label, level: rule.level, want: Want::Together, soft: Some(THRIFT_WEIGHT) })
         }));
         let ties =
             Ties { labels: sorted(ties.labels), values: sorted(ties.values), rules: sorted(ties.rules) };
@@ -472,6 +549,11 @@ impl Rule {
     pub fn wants(&self, want: Want) -> bool {
         self.want == want
     }
+}
+
+/// Stands for the name of a VM that nobody asks for.
+fn nameless() -> Name {
+    "vm".parse().expect("two letters are a name")
 }
 
 fn sorted<T: Ord>(mut values: Vec<T>) -> Vec<T> {

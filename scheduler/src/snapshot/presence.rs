@@ -99,16 +99,16 @@ pub(crate) fn roles(ties: &Ties) -> impl Iterator<Item = (Role, LabelIdx, Option
             Want::Apart => Role::Shunner,
             Want::OtherValuesApart => Role::Keeper,
         };
-        let own = own_value(ties, rule).map(|own| (role, own, Some(rule.level)));
+        let own = own_value(&ties.values, rule).map(|own| (role, own, Some(rule.level)));
         [Some((role, rule.label, Some(rule.level))), own].into_iter().flatten()
     });
     carried.chain(ruled)
 }
 
 /// For a fault domain: which `key=value` of the rule's key the VM itself carries.
-pub(crate) fn own_value(ties: &Ties, rule: &Rule) -> Option<LabelIdx> {
+pub(crate) fn own_value(values: &[(LabelIdx, LabelIdx)], rule: &Rule) -> Option<LabelIdx> {
     if rule.want != Want::OtherValuesApart {
         return None;
     }
-    ties.values.iter().find(|(key, _)| *key == rule.label).map(|(_, own)| *own)
+    values.iter().find(|(key, _)| *key == rule.label).map(|(_, own)| *own)
 }

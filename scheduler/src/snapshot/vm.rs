@@ -47,6 +47,8 @@ pub struct Profile {
     pub prefers: Vec<(FactIdx, u16)>,
     /// Images it starts from. Sorted.
     pub images: Vec<ImageIdx>,
+    /// Others must share its host: the first of them looks for one with room for the rest.
+    pub grows: bool,
 }
 
 /// How far a rule looks.
@@ -189,6 +191,26 @@ pub struct VmRow {
     pub local_disk_mib: u64,
     /// When it last moved, ms on the caller's clock.
     pub moved_ms: Option<u64>,
+}
+
+impl VmRow {
+    /// One that waits, asks for the same when it moves, and has not been measured.
+    pub(super) const fn new(uid: VmId, name: Name, profile: ProfileIdx, ties: TiesIdx) -> Self {
+        Self {
+            uid,
+            name,
+            profile,
+            moving: profile,
+            ties,
+            at: None,
+            held: None,
+            load: None,
+            movable: true,
+            priority: 100,
+            local_disk_mib: 0,
+            moved_ms: None,
+        }
+    }
 }
 
 /// Room on a host, and on which of its NUMA nodes.

@@ -1,0 +1,220 @@
+//! Make room: the cheapest set of moves found that lets a VM in which fits nowhere as things are.
+//!
+//! Looks at hosts where only room is short, those that lack least first; on each takes out the VMs that give most of what
+//! is short for what their move costs, to places that are free now, so that every move can start at once. Bounded in hosts
+//! and moves; the plan is the cheapest of those tried, not of all there are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::filter::{ASKED, CLASS, STATE, TIES, refuse, refuse_by};
+use crate::place::Placer;
+use crate::request::Request;
+use crate::score::seat;
+use crate::snapshot::{Amounts, HostIdx, Numa, Seat, Snapshot, VmIdx};
+
+/// What a move costs beside the bytes it sends, as MiB: the blackout, and the work of two hosts to set it up.
+pub const MOVE_OVERHEAD_MIB: u64 = 1_024;
+
+/// How far to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Most moves of a plan.
+    pub moves_max: u32,
+    /// Most hosts tried.
+    pub hosts_max: u32,
+    /// Most that the moves of a plan may cost, MiB.
+    pub cost_max_mib: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        // More moves than this for one VM are a rebuild of the fleet, and nobody waits for it.
+        Self { moves_max: 16, hosts_max: 64, cost_max_mib: u64::MAX }
+    }
+}
+
+/// Moves that can all start at once, and the seat they make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomPlan {
+    /// In the order of their choice.
+    pub moves: Vec<RoomMove>,
+    /// Where the VM then sits.
+    pub seat: Seat,
+    /// What all moves cost, MiB to send and the overhead of each.
+    pub cost_mib: u64,
+}
+
+/// One VM makes way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomMove {
+    /// Which.
+    pub vm: VmIdx,
+    /// Where it was.
+    pub from: Seat,
+    /// Where it goes.
+    pub to: Seat,
+}
+
+/// What moving a VM costs, MiB: its memory, the disks it takes along, and the overhead.
+#[must_use]
+pub fn move_cost_mib(snapshot: &Snapshot, vm: VmIdx) -> u64 {
+    let row = snapshot.vm(vm);
+    let amounts = snapshot.profile(row.profile).amounts;
+    let memory = row.load.map_or(amounts.mem_mib, |load| load.mem_mib.min(amounts.mem_mib));
+    memory + amounts.huge_mib + row.local_disk_mib + MOVE_OVERHEAD_MIB
+}
+
+/// The cheapest plan found. The snapshot is as before afterwards. None when none was found within the bounds.
+pub fn make_room(
+    snapshot: &mut Snapshot,
+    placer: &mut Placer,
+    request: &Request,
+    bounds: &Bounds,
+) -> Option<RoomPlan> {
+    let mut best: Option<RoomPlan> = None;
+    let hosts = short_of_room(snapshot, request);
+    for (_, host) in hosts.into_iter().take(bounds.hosts_max as usize) {
+        let cost_max_mib = best.as_ref().map_or(bounds.cost_max_mib, |best| best.cost_mib - 1);
+        let mut trial = Trial { snapshot, placer, request, host, moves: Vec::new(), cost_mib: 0 };
+        for nodes in trial.aims() {
+            if let Some(plan) = trial.plan(nodes, bounds.moves_max, cost_max_mib)
+                && best.as_ref().is_none_or(|best| plan.cost_mib < best.cost_mib)
+            {
+                best = Some(plan);
+            }
+            trial.undo();
+        }
+    }
+    best
+}
+
+/// Hosts where nothing but room stands in the way, those that lack least first.
+fn short_of_room(snapshot: &Snapshot, request: &Request) -> Vec<(u64, HostIdx)> {
+    let need = snapshot.profile(request.profile).amounts;
+    let open = |host| {
+        [ASKED, STATE, CLASS, TIES].iter().all(|group| refuse_by(group, snapshot, request, host).is_none())
+    };
+    let could = snapshot.hosts().filter(|(host, row)| need.fits(&row.total) && open(*host));
+    let mut hosts: Vec<(u64, HostIdx)> =
+        could.map(|(host, row)| (lack(need.minus(snapshot.room(host).free), row.total), host)).collect();
+    hosts.sort_unstable();
+    hosts
+}
+
+/// What is short, in millionths of the host, summed.
+fn lack(short: Amounts, total: Amounts) -> u64 {
+    let parts = short.each().into_iter().zip(total.each());
+    parts.map(|((_, part), (_, whole))| part.saturating_mul(1_000_000) / whole.max(1)).sum()
+}
+
+struct Trial<'a> {
+    snapshot: &'a mut Snapshot,
+    placer: &'a mut Placer,
+    request: &'a Request,
+    host: HostIdx,
+    moves: Vec<RoomMove>,
+    cost_mib: u64,
+}
+
+impl Trial<'_> {
+    /// The parts of the host to clear: the whole, or each NUMA node for a VM that lies in one.
+    fn aims(&self) -> Vec<Option<usize>> {
+        let nodes = self.snapshot.host(self.host).nodes.len();
+        if self.snapshot.profile(self.request.profile).numa == Numa::One && nodes > 0 {
+            return (0..nodes).map(Some).collect();
+        }
+        vec![None]
+    }
+
+    fn plan(&mut self, node: Option<usize>, moves_max: u32, cost_max_mib: u64) -> Option<RoomPlan> {
+        let mut stuck: Vec<VmIdx> = Vec::new();
+        while refuse(self.snapshot, self.request, self.host).is_some() {
+            if self.moves.len() >= moves_max as usize {
+                return None;
+            }
+            let victim = self.victim(node, &stuck)?;
+            let cost = move_cost_mib(self.snapshot, victim);
+            if self.cost_mib + cost > cost_max_mib || !self.send_away(victim) {
+                stuck.push(victim);
+                continue;
+            }
+            self.cost_mib += cost;
+        }
+        self.prune();
+        let seat = seat(self.snapshot, self.request.profile, self.host)?;
+        Some(RoomPlan { moves: self.moves.clone(), seat, cost_mib: self.cost_mib })
+    }
+
+    /// What is still short on the part that is to be cleared.
+    fn short(&self, node: Option<usize>) -> Amounts {
+        let profile = self.snapshot.profile(self.request.profile);
+        let room = self.snapshot.room(self.host);
+        let whole = profile.amounts.minus(room.free);
+        match node {
+            Some(node) => profile.node_part(1).minus(room.nodes_free[node]).most(whole),
+            None => whole,
+        }
+    }
+
+    /// Who gives most of what is short for what the move costs; one that gives all of it before any other.
+    fn victim(&self, node: Option<usize>, stuck: &[VmIdx]) -> Option<VmIdx> {
+        let short = self.short(node);
+        let total = self.snapshot.host(self.host).total;
+        let wanted = lack(short, total).max(1);
+        let mut best: Option<(bool, u64, VmIdx)> = None;
+        for vm in self.snapshot.room(self.host).vms.iter().copied().filter(|vm| !stuck.contains(vm)) {
+            let row = self.snapshot.vm(vm);
+            let Some(at) = row.at.filter(|at| at.host == self.host) else { continue };
+            let apart =
+                node.is_some_and(|node| !at.nodes.is_empty() && !at.nodes.nodes().any(|other| other == node));
+            if !row.movable || row.held.is_some() || apart || Some(vm) == self.request.vm {
+                continue;
+            }
+            let left = lack(short.minus(self.snapshot.profile(row.profile).amounts), total);
+            let gain = wanted.saturating_sub(left).max(u64::from(short == Amounts::default()));
+            if gain == 0 {
+                continue;
+            }
+            let cost = move_cost_mib(self.snapshot, vm);
+            let all = left == 0;
+            // What covers everything is judged by its cost alone, the rest by gain for cost.
+            let merit = if all { u64::MAX - cost } else { gain.saturating_mul(1_000) / cost };
+            if best.is_none_or(|(best_all, most, _)| (all, merit) > (best_all, most)) {
+                best = Some((all, merit, vm));
+            }
+        }
+        best.map(|(_, _, vm)| vm)
+    }
+
+    fn send_away(&mut self, vm: VmIdx) -> bool {
+        let request = Request::to_move(self.snapshot, vm);
+        let Some(from) = self.snapshot.vm(vm).at else { return false };
+        let Some(pick) = self.placer.place(self.snapshot, &request) else { return false };
+        self.snapshot.put(vm, pick.seat);
+        self.moves.push(RoomMove { vm, from, to: pick.seat });
+        true
+    }
+
+    /// Takes back moves that turned out not to be needed, the dearest first.
+    fn prune(&mut self) {
+        let mut dear: Vec<RoomMove> = self.moves.clone();
+        dear.sort_by_key(|step| std::cmp::Reverse(move_cost_mib(self.snapshot, step.vm)));
+        for step in dear {
+            self.snapshot.put(step.vm, step.from);
+            let needed = refuse(self.snapshot, self.request, self.host).is_some();
+            if needed {
+                self.snapshot.put(step.vm, step.to);
+            } else {
+                self.cost_mib -= move_cost_mib(self.snapshot, step.vm);
+                self.moves.retain(|kept| kept.vm != step.vm);
+            }
+        }
+    }
+
+    fn undo(&mut self) {
+        for step in std::mem::take(&mut self.moves).into_iter().rev() {
+            self.snapshot.put(step.vm, step.from);
+        }
+        self.cost_mib = 0;
+    }
+}
