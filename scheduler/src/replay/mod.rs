@@ -299,7 +299,7 @@ impl Play {
             let mut end_ms = start_ms;
             let mut flights = Vec::new();
             for (step, seat) in wave {
-                let load = self.fleet.vm(step.vm).load.unwrap_or(Load::default());
+                let load = self.fleet.vm(step.vm).load.unwrap_or_default();
                 let Some(cost) = cost(&self.fleet, step.vm, &load, &link) else { continue };
                 let done_ms = start_ms + cost.took_ms;
                 end_ms = end_ms.max(done_ms);
