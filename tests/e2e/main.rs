@@ -3,6 +3,8 @@
 
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
+mod advice;
+mod balance;
 mod faults;
 mod input;
 mod lifecycle;

@@ -116,7 +116,7 @@ fn vm_facts(scene: &Scene<'_>, vm: &Vm) -> Vec<String> {
     let asks = format!("asks for {} and {} MiB", count(vm.spec.cpus.into(), "vCPU"), vm.spec.mem_mib);
     match (&vm.status.host_name, vm.status.phase) {
         (Some(host), phase) => facts.push(format!("is {phase} on host {host}; {asks}")),
-        (None, _) if vm.metadata.uid.0.is_nil() => facts.push(asks),
+        (None, _) if scene.state.vm(vm.metadata.uid).is_none() => facts.push(format!("would be new; {asks}")),
         (None, phase) => facts.push(format!("is {phase}; {asks}")),
     }
     if !vm.status.message.is_empty() {
