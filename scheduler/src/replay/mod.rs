@@ -20,7 +20,7 @@ use crate::balance::{Ask, Eagerness, balance, settle};
 use crate::budget::Budgets;
 use crate::distrust::{Meter, Reading};
 use crate::history::{History, Made};
-use crate::snapshot::{HostIdx, Load, Seat, Snapshot, VmIdx};
+use crate::snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 use crate::waves::{Step, waves};
 
 use trace::SLOT_MS;
