@@ -97,15 +97,15 @@ impl fmt::Display for Refusal {
 /// cost that does not grow with the fleet.
 #[must_use]
 pub fn place(snapshot: &Snapshot, request: &Request) -> Decision {
-    let mut groups: BTreeMap<(Reason, String), (u32, Option<(u64, &'static str)>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(Reason, String), Group> = BTreeMap::new();
     let mut best: [Option<(u64, HostIdx)>; 2] = [None, None];
     let mut fitting = 0;
     for (host, _) in snapshot.hosts() {
         if let Some(reason) = filter::refuse(snapshot, request, host) {
             let no = told(snapshot, request, host, reason);
             let group = groups.entry((no.reason, no.text)).or_default();
-            group.0 += 1;
-            group.1 = group.1.max(no.left);
+            group.hosts += 1;
+            group.left = group.left.max(no.left);
             continue;
         }
         fitting += 1;
@@ -137,9 +137,15 @@ pub fn scored(snapshot: &Snapshot, request: &Request, (score, host): (u64, HostI
     Some(Scored { host: row.uid, name: row.name.clone(), score, terms, seat })
 }
 
-fn grouped(
-    ((reason, text), (hosts, left)): ((Reason, String), (u32, Option<(u64, &'static str)>)),
-) -> Refusal {
+/// Hosts that refuse with the same words.
+#[derive(Debug, Default)]
+struct Group {
+    hosts: u32,
+    /// The most that any of them has left, with its unit.
+    left: Option<(u64, &'static str)>,
+}
+
+fn grouped(((reason, text), Group { hosts, left }): ((Reason, String), Group)) -> Refusal {
     let text = left.map_or(text.clone(), |(left, unit)| format!("{text}{left}{unit})"));
     Refusal { reason, hosts, text }
 }

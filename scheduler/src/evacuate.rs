@@ -146,7 +146,7 @@ pub fn evacuate(snapshot: &Snapshot, hosts: &[HostIdx], budgets: &Budgets) -> Ev
 
 fn evacuee(snapshot: &Snapshot, step: Step, seat: Seat, link: &crate::balance::cost::Link) -> Evacuee {
     let row = snapshot.vm(step.vm);
-    let load = row.load.unwrap_or(Load::default());
+    let load = row.load.unwrap_or_default();
     // What does not converge by itself is throttled until it does; twice its memory is a fair guess.
     let took_ms = cost(snapshot, step.vm, &load, link).map_or_else(
         || cost(snapshot, step.vm, &Load::default(), link).map_or(0, |cost| 2 * cost.took_ms),

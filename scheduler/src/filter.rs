@@ -138,6 +138,20 @@ impl Reason {
     }
 }
 
+/// Filters that a policy can do without.
+pub const OPTIONAL: &[Reason] = &[
+    Reason::Cordoned,
+    Reason::HostLabels,
+    Reason::Tainted,
+    Reason::CpuFeature,
+    Reason::Bandwidth,
+    Reason::Licences,
+    Reason::Numa,
+    Reason::AffinityElsewhere,
+    Reason::ApartFrom,
+    Reason::FaultDomain,
+];
+
 /// One filter.
 pub type Filter = fn(&Snapshot, &Request, HostIdx) -> Option<Reason>;
 

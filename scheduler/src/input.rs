@@ -58,7 +58,7 @@ impl<'t> Line<'t> {
         if whole.is_empty() || !digits(whole) || !digits(fraction) {
             return Err(self.refuse(field, format!("{} is not a decimal number", shown(text))));
         }
-        let value = format!("{whole}{:0<3.3}", fraction).parse::<u64>();
+        let value = format!("{whole}{fraction:0<3.3}").parse::<u64>();
         match value {
             Ok(value) if range.contains(&value) => Ok(value),
             _ => {

@@ -19,16 +19,21 @@ fn random_fleet(draw: &mut Draw, hosts: u64) -> String {
             text += &format!(" node={0}:{1}G node={0}:{1}G", cpus / 2, gib / 2);
         }
         text += &format!(" rack=r{} zone=z{}", draw.within(0, hosts / 3), draw.within(0, 1));
-        text += &format!(" label=disk={}", ["ssd", "hdd"][draw.within(0, 1) as usize]);
-        text += ["", "", "", " taint=gpu=yes", " cordoned", " down", " load=3"][draw.within(0, 6) as usize];
+        text += &format!(" label=disk={}", ["ssd", "hdd"][index(draw, 0, 1)]);
+        text += ["", "", "", " taint=gpu=yes", " cordoned", " down", " load=3"][index(draw, 0, 6)];
         text += "\n";
     }
     text
 }
 
+/// A number from `least` to `most`, both included, to point into an array.
+fn index(draw: &mut Draw, least: u64, most: u64) -> usize {
+    usize::try_from(draw.within(least, most)).unwrap()
+}
+
 /// What a VM might ask for, rules of every kind included.
 fn random_demand(draw: &mut Draw) -> String {
-    let cpus = [1, 1, 2, 4, 8][draw.within(0, 4) as usize];
+    let cpus = [1, 1, 2, 4, 8][index(draw, 0, 4)];
     let mut text = format!("cpus={cpus} mem={}G", cpus * draw.within(1, 4));
     let group = draw.within(0, 3);
     let value = draw.within(0, 2);
@@ -57,7 +62,7 @@ fn ask(snapshot: &mut Snapshot, text: &str) -> Request {
 }
 
 fn policy(number: u64) -> Policy {
-    [Policy::spread(), Policy::pack(), Policy::power_saving()][number as usize % 3].clone()
+    [Policy::spread(), Policy::pack(), Policy::power_saving()][usize::try_from(number % 3).unwrap()].clone()
 }
 
 fn seated(snapshot: &Snapshot) -> Vec<VmIdx> {
@@ -77,7 +82,7 @@ proptest! {
         let mut placer = Placer::new();
         for _ in 0..steps {
             let there = seated(&snapshot);
-            let any = |draw: &mut Draw| there[draw.within(0, there.len() as u64 - 1) as usize];
+            let any = |draw: &mut Draw| there[index(draw, 0, there.len() as u64 - 1)];
             match draw.within(0, 9) {
                 0 if !there.is_empty() => snapshot.remove_vm(any(&mut draw)),
                 1 if !there.is_empty() => {
@@ -90,7 +95,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    let host = crate::HostIdx::of(draw.within(0, hosts - 1) as usize);
+                    let host = crate::HostIdx::of(index(&mut draw, 0, hosts - 1));
                     let row = snapshot.host(host).clone();
                     let entry = HostEntry { cordoned: !row.cordoned, state: row.state, nodes: row.nodes.clone(),
                         ..HostEntry::new(row.uid, row.name.clone(), row.total) };

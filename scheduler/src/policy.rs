@@ -143,11 +143,62 @@ impl From<&ClusterSpec> for Policy {
         let policy = match spec.placement {
             PlacementPolicy::Spread => Self::spread(),
             PlacementPolicy::Pack => Self::pack(),
+            PlacementPolicy::PowerSaving => Self::power_saving(),
         };
+        let mut weights = policy.weights.clone();
+        weights.extend(
+            spec.weights.iter().filter_map(|(name, weight)| {
+                Some((named(name)?, u16::try_from(*weight).unwrap_or(WEIGHT_MAX)))
+            }),
+        );
         Self {
+            weights,
+            without: spec.without.iter().filter_map(|name| named(name)).collect(),
             cpu_overcommit_percent: spec.cpu_overcommit_percent,
+            mem_overcommit_percent: spec.mem_overcommit_percent,
             host_reserve_mib: spec.host_reserve_mib,
+            failover_hosts: spec.spare_hosts,
             ..policy
+        }
+    }
+}
+
+/// A term or filter by the name it has in JSON. A name of a newer program is passed over: whoever took it in checked it.
+fn named<T: serde::de::DeserializeOwned>(name: &str) -> Option<T> {
+    T::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name)).ok()
+}
+
+/// Every term, as `cluster policy` lists them.
+pub const TERMS: &[Term] = &[
+    Term::Spread,
+    Term::Pack,
+    Term::PowerSaving,
+    Term::Load,
+    Term::WholeShapes,
+    Term::WholeNodes,
+    Term::Images,
+    Term::Prefers,
+    Term::Affinity,
+    Term::NearSource,
+    Term::RoomToGrow,
+];
+
+impl Term {
+    /// As it is written in a policy.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Spread => "spread",
+            Self::Pack => "pack",
+            Self::PowerSaving => "power-saving",
+            Self::Load => "load",
+            Self::WholeShapes => "whole-shapes",
+            Self::WholeNodes => "whole-nodes",
+            Self::Images => "images",
+            Self::Prefers => "prefers",
+            Self::Affinity => "affinity",
+            Self::NearSource => "near-source",
+            Self::RoomToGrow => "room-to-grow",
         }
     }
 }

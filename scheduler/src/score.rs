@@ -98,7 +98,7 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
 }
 
 fn share(part: u64, whole: u64) -> u64 {
-    if whole == 0 { 0 } else { (part * TERM_MAX / whole).min(TERM_MAX) }
+    (part * TERM_MAX).checked_div(whole).map_or(0, |share| share.min(TERM_MAX))
 }
 
 /// Thousandths of CPU and memory left free once the VM is there, on average.

@@ -28,6 +28,7 @@ mod load;
 mod model;
 mod presence;
 mod vm;
+mod wishes;
 
 pub use amounts::{Amounts, Kind};
 pub use change::Mark;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
+mod advice;
+mod balance;
 mod environment;
 mod faults;
 mod full_disk;

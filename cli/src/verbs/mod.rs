@@ -1,13 +1,18 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
+pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod document;
+pub(crate) mod explain;
 pub(crate) mod host;
+pub(crate) mod host_set;
 pub(crate) mod image;
 pub(crate) mod listing;
 pub(crate) mod record;
+pub(crate) mod rule_flag;
+pub(crate) mod simulate;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
@@ -45,6 +50,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Context(verb) => return context::run(verb, &around.contexts, format),
         Noun::Completions { shell } => return completions(shell),
         Noun::Errors => return output::line(&crate::errors::table()),
+        Noun::Simulate(args) => return simulate::run(&args, format),
         _ => {}
     }
     let session = open(&cli.endpoint, cli.context.as_deref(), around, format)?;
@@ -56,6 +62,8 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Vm(verb) => vm::run(&session, verb).await,
         Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
         Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
+        Noun::Balance(verb) => balance::run(&session, verb).await,
+        Noun::Explain(args) => explain::run(&session, args).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
         Noun::Controller(_)
@@ -64,6 +72,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         | Noun::Down(_)
         | Noun::Context(_)
         | Noun::Completions { .. }
+        | Noun::Simulate(_)
         | Noun::Errors => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use dunlin_model::vm::{
 };
 use dunlin_model::{Invalid, Name, Secret};
 
+use super::rule_flag::{preference, rule};
 use crate::args::{key_value, whole};
 
 /// Memory of a VM when nobody says, MiB.
@@ -77,6 +78,15 @@ pub(crate) struct VmFlags {
     /// Never share a host with another VM that has this label
     #[arg(long = "apart-from", value_name = "KEY=VALUE", value_parser = key_value)]
     apart_from: Vec<(String, String)>,
+    /// Towards other VMs: apart or together, then with=KEY=VALUE, over=host|rack|zone, weight=1 to 100 (else required)
+    #[arg(long = "rule", value_name = "WISH[,KEY=VALUE]")]
+    rules: Vec<String>,
+    /// Put up with hosts that have this taint
+    #[arg(long = "tolerate", value_name = "KEY=VALUE", value_parser = key_value)]
+    tolerates: Vec<(String, String)>,
+    /// Prefer hosts with this label
+    #[arg(long = "prefer", value_name = "KEY=VALUE:WEIGHT", value_parser = preference)]
+    prefers: Vec<(String, u32)>,
     /// Label of the VM
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
@@ -86,6 +96,9 @@ pub(crate) struct VmFlags {
     /// Test driver: memory written over, MiB/s
     #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     sim_dirty_mib_s: Option<u64>,
+    /// Test driver: CPU asked for, percent of one vCPU
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("0 and up"))]
+    sim_cpu_percent: Option<u32>,
 }
 
 impl VmFlags {
@@ -137,6 +150,14 @@ impl VmFlags {
         }
         spec.placement.host_labels.extend(once("--host-label", &self.host_labels)?);
         spec.placement.apart_from.extend(once("--apart-from", &self.apart_from)?);
+        for text in &self.rules {
+            spec.placement.rules.push(rule(text)?);
+        }
+        spec.placement.tolerates.extend(once("--tolerate", &self.tolerates)?);
+        spec.placement.prefers.extend(once("--prefer", &self.prefers)?);
+        if self.sim_cpu_percent.is_some() {
+            set(&mut spec.sim.get_or_insert_with(SimSpec::default).cpu_percent, self.sim_cpu_percent);
+        }
         if self.sim_boot_ms.is_some() || self.sim_dirty_mib_s.is_some() {
             let sim = spec.sim.get_or_insert_with(SimSpec::default);
             set(&mut sim.boot_ms, self.sim_boot_ms);
@@ -146,14 +167,17 @@ impl VmFlags {
     }
 }
 
-fn set<T>(field: &mut T, given: Option<T>) {
+pub(crate) fn set<T>(field: &mut T, given: Option<T>) {
     if let Some(value) = given {
         *field = value;
     }
 }
 
 /// Pairs of which each key is said once: of two values for one key it is not known which was meant.
-pub(crate) fn once(flag: &str, pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, Invalid> {
+pub(crate) fn once<V>(flag: &str, pairs: &[(String, V)]) -> Result<BTreeMap<String, V>, Invalid>
+where
+    V: Clone + std::fmt::Debug,
+{
     let mut map = BTreeMap::new();
     for (key, value) in pairs {
         if let Some(before) = map.insert(key.clone(), value.clone()) {
@@ -186,7 +210,7 @@ fn parts<'a>(flag: &str, text: &'a str, marks: &[&str]) -> Result<Vec<(&'a str, 
 }
 
 /// One of the words by which the model's enums read in YAML.
-fn word<T: serde::de::DeserializeOwned>(
+pub(crate) fn word<T: serde::de::DeserializeOwned>(
     flag: &str,
     text: Option<&str>,
     allowed: &str,

@@ -261,11 +261,24 @@ fn vnc() -> impl Strategy<Value = Vnc> {
 
 fn placement() -> impl Strategy<Value = Placement> {
     let labels = || btree_map("[ -~é]{1,6}", "[ -~\né]{0,6}", 0..3);
-    (of(name()), labels(), labels()).prop_map(|(host, host_labels, apart_from)| Placement {
-        host,
-        host_labels,
-        apart_from,
-    })
+    let prefers = btree_map("[a-z]{1,4}=[ -~é]{0,4}", 1_u32..=100, 0..3);
+    (of(name()), labels(), labels(), vec(rule(), 0..3), prefers, labels()).prop_map(
+        |(host, host_labels, apart_from, rules, prefers, tolerates)| Placement {
+            host,
+            host_labels,
+            apart_from,
+            rules,
+            prefers,
+            tolerates,
+        },
+    )
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let wants = prop_oneof![Just(Wants::Together), Just(Wants::Apart)];
+    let over = prop_oneof![Just(Scope::Host), Just(Scope::Rack), Just(Scope::Zone)];
+    (wants, btree_map("[ -~é]{1,6}", "[ -~\né]{0,6}", 1..2), over, of(1_u32..=100))
+        .prop_map(|(wants, with, over, weight)| Rule { wants, with, over, weight })
 }
 
 fn sim() -> impl Strategy<Value = SimSpec> {

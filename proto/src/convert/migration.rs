@@ -7,9 +7,9 @@ use dunlin_model::{Invalid, Timestamp};
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-records!(MigrationSpec { vm, vm_name, to, cause, limits });
+records!(MigrationSpec { vm, vm_name, to, cause, limits, grounds });
 
-choices!(MigrationCause { User, Drain });
+choices!(MigrationCause { User, Drain, Balance });
 
 records!([default] MigrationLimits {
     downtime_ms or MigrationLimits::default().downtime_ms,
@@ -32,6 +32,8 @@ records!([default] MigrationStatus {
     figures,
     history,
     disk_bytes,
+    chosen,
+    effect,
 });
 
 choices!([default] MigrationPhase {

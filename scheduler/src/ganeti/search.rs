@@ -204,8 +204,8 @@ impl Search {
         let nodes = self.score.nodes.len();
         let unit = self.score.vms[vm].unit;
         self.expansion.fill(0.0);
-        for column in 0..self.score.columns {
-            let (first, second) = (unit[column], self.curve[column] * unit[column] * unit[column]);
+        for (column, (first, curve)) in unit.iter().zip(&self.curve).enumerate().take(self.score.columns) {
+            let second = curve * first * first;
             let slopes = &self.slope[column * nodes..(column + 1) * nodes];
             let bends = &self.bend[column * nodes..(column + 1) * nodes];
             for ((sum, slope), bend) in self.expansion.iter_mut().zip(slopes).zip(bends) {

@@ -46,7 +46,7 @@ impl Iterator for BestFirst<'_> {
                 Rank::Host => return Some((u64::from(value - FITS), HostIdx::of(first))),
                 Rank::Block => self.push(slice(&self.standing.cells, first / FAN), first, 1, Rank::Host),
                 Rank::Top => {
-                    self.push(slice(&self.standing.blocks, first / (FAN * FAN)), first, FAN, Rank::Block)
+                    self.push(slice(&self.standing.blocks, first / (FAN * FAN)), first, FAN, Rank::Block);
                 }
             }
         }

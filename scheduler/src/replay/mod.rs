@@ -20,7 +20,7 @@ use crate::balance::{Ask, Eagerness, balance, settle};
 use crate::budget::Budgets;
 use crate::distrust::{Meter, Reading};
 use crate::history::{History, Made};
-use crate::snapshot::{HostIdx, Load, Seat, Snapshot, VmIdx};
+use crate::snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 use crate::waves::{Step, waves};
 
 use trace::SLOT_MS;
@@ -299,7 +299,7 @@ impl Play {
             let mut end_ms = start_ms;
             let mut flights = Vec::new();
             for (step, seat) in wave {
-                let load = self.fleet.vm(step.vm).load.unwrap_or(Load::default());
+                let load = self.fleet.vm(step.vm).load.unwrap_or_default();
                 let Some(cost) = cost(&self.fleet, step.vm, &load, &link) else { continue };
                 let done_ms = start_ms + cost.took_ms;
                 end_ms = end_ms.max(done_ms);

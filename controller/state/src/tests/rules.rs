@@ -212,6 +212,7 @@ fn a_migration_hands_over_and_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         disk_bytes: Default::default(),
+        why: None,
     };
     says(&fleet.refused(&migrate(1, reserve(0))), ErrorCode::WrongState, "on that host already");
     fleet.ok(&migrate(1, reserve(1)));
@@ -246,6 +247,7 @@ fn a_migration_hands_over_and_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         disk_bytes: Default::default(),
+        why: None,
     };
     fleet.ok(&migrate(2, event));
     assert_eq!(fleet.state.migration(migration_id(2)).unwrap().status.incarnation, Incarnation(4));
@@ -266,6 +268,7 @@ fn a_removed_destination_hands_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         disk_bytes: Default::default(),
+        why: None,
     };
     fleet.ok(&migrate(1, reserve));
     fleet.ok(&migrate(1, MigrationEvent::Ready { endpoint: Endpoint::default() }));
