@@ -3,6 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "dunlin/v1/objects.proto",
+        "dunlin/v1/decisions.proto",
+        "dunlin/v1/advice.proto",
         "dunlin/v1/fleet.proto",
         "dunlin/v1/session.proto",
         "dunlin/v1/raft.proto",

@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::verbs::balance::BalanceVerb;
+use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
+use crate::verbs::explain::ExplainArgs;
+use crate::verbs::host_set::HostSetArgs;
 use crate::verbs::vm_flags::VmFlags;
 
 /// Virtual machines over a fleet of hosts.
@@ -74,6 +78,11 @@ pub(crate) enum Noun {
     /// What happened
     #[command(subcommand)]
     Event(EventVerb),
+    /// Levelling the load by live migration
+    #[command(subcommand)]
+    Balance(BalanceVerb),
+    /// Say why a VM, host or migration is as it is
+    Explain(ExplainArgs),
     /// Where `dunlin` talks to when not told
     #[command(subcommand)]
     Context(ContextVerb),
@@ -202,20 +211,11 @@ pub(crate) enum ClusterVerb {
     /// Show the cluster and who leads it
     Show,
     /// Change how the cluster behaves
-    Set {
-        /// Where new VMs go: spread or pack
-        #[arg(long)]
-        placement: Option<String>,
-        /// vCPUs promised per real CPU, percent
-        #[arg(long)]
-        cpu_overcommit_percent: Option<u32>,
-        /// Memory kept back on each host, MiB
-        #[arg(long)]
-        host_reserve_mib: Option<u64>,
-        /// Migrations one host may take part in at once
-        #[arg(long)]
-        migrations_per_host: Option<u32>,
-    },
+    Set(ClusterSetArgs),
+    /// List the names of scores and filters, and what each counts
+    Policy,
+    /// Count how many more VMs of a flavour fit
+    Capacity(Box<CapacityArgs>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -229,9 +229,15 @@ pub(crate) enum HostVerb {
     Cordon { name: String },
     /// Take VMs again
     Uncordon { name: String },
+    /// Change its rack, zone, taints or labels
+    Set(HostSetArgs),
     /// Cordon, and migrate every VM away
     Drain {
-        name: String,
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Show where every VM would go, and what does not fit; change nothing
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },

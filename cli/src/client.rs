@@ -6,6 +6,7 @@ use dunlin_model::{ErrorCode, Kind, Object, Revision};
 use dunlin_proto::{Fault, v1};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
+use v1::advisor_client::AdvisorClient;
 use v1::fleet_client::FleetClient;
 
 /// One request, all tries together: longer than two elections and a slow disk.
@@ -41,12 +42,28 @@ impl Fleet {
     where
         F: AsyncFn(FleetClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     {
+        let client = |channel| FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        self.each(async |channel| call(client(channel)).await).await
+    }
+
+    /// The same for a question to the scheduler.
+    pub(crate) async fn advise<T, F>(&self, call: F) -> Result<T, Fault>
+    where
+        F: AsyncFn(AdvisorClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    {
+        let client = |channel| AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        self.each(async |channel| call(client(channel)).await).await
+    }
+
+    async fn each<T, F>(&self, call: F) -> Result<T, Fault>
+    where
+        F: AsyncFn(Channel) -> Result<tonic::Response<T>, tonic::Status>,
+    {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         loop {
             let mut last = None;
             for channel in &self.channels {
-                let client = FleetClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-                let fault = match tokio::time::timeout(TRY_TIMEOUT, call(client)).await {
+                let fault = match tokio::time::timeout(TRY_TIMEOUT, call(channel.clone())).await {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
                     Ok(Err(status)) => Fault::from_status(&status),
                     Err(_) => Fault::new(ErrorCode::Deadline, format!("no answer within {TRY_TIMEOUT:?}")),

@@ -20,7 +20,7 @@ use crate::fleet::View;
 use crate::node::Node;
 use crate::raft::ProposeError;
 use crate::reconcile::{Observed, step};
-use crate::{clock, found};
+use crate::{balancer, clock, found};
 
 /// How long the loop may sleep: what only time brings (timeouts of migrations, sweeps) is seen this late at most.
 const WAKE_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +52,7 @@ pub(crate) async fn drive(node: Arc<Node>) {
             // Dropping the loop takes nothing back and proposes nothing more.
             over = over => if over.is_err() { return },
             () = lead_term(&node, term) => {}
+            () = balancer::level(&node, term) => {}
             () = node.closing.cancelled() => return,
         }
         tracing::info!(term, "leads no longer");
@@ -114,7 +115,7 @@ fn changed_something(outcome: &Outcome) -> bool {
 /// What was proposed: in flight, or refused and waiting.
 #[derive(Debug, Default)]
 struct Proposals {
-    /// By the command's JSON, which is what makes two commands the same.
+    /// By the JSON of the command without its record of why, which is what makes two commands the same.
     known: BTreeMap<String, Standing>,
     in_flight: usize,
 }
@@ -131,7 +132,8 @@ impl Proposals {
         if self.in_flight >= IN_FLIGHT_MAX {
             return None;
         }
-        let key = serde_json::to_string(command).expect("a command goes through the log as JSON");
+        let same = command.without_why();
+        let key = serde_json::to_string(&same).expect("a command goes through the log as JSON");
         let backoff = match self.known.get(&key) {
             Some(Standing::InFlight { .. }) => return None,
             Some(Standing::Refused { until, .. }) if *until > now => return None,

@@ -12,7 +12,9 @@
 //! Invariants. Only `raft` names the consensus and storage crates. Only `api` and `session` name generated protocol
 //! types. Only `clock` reads the wall clock, and only `mint` draws randomness. Leader-only work is fenced by the term.
 
+mod advise;
 mod api;
+mod balancer;
 mod blob;
 mod clock;
 mod config;

@@ -6,15 +6,24 @@
 //!
 //! The contract with the agents is docs/protocol.md.
 
+mod balance;
 pub mod desired;
+mod drain;
 mod host;
+pub(crate) mod levelling;
+mod load;
 mod migration;
+pub(crate) mod mirror;
 pub mod observed;
 mod placement;
+pub(crate) mod record;
 mod task;
 mod vm;
 
+pub use balance::balance;
+pub(crate) use balance::migration as level_by;
 pub use desired::{desired_set, is_news};
+pub(crate) use load::{Loads, Measured};
 pub use observed::{HostView, Observed, Report};
 
 use dunlin_model::Timestamp;
@@ -27,8 +36,8 @@ pub fn step(state: &State, observed: &Observed, now: Timestamp) -> Vec<Command> 
     host::step(state, observed, now, &mut commands);
     vm::step(state, observed, &mut commands);
     migration::step(state, observed, now, &mut commands);
-    task::step(state, observed, &mut commands);
-    placement::step(state, observed, &mut commands);
+    task::step(state, observed, now, &mut commands);
+    placement::step(state, observed, now, &mut commands);
     if state.needs_sweep(now) {
         commands.push(Command::Sweep);
     }

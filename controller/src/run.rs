@@ -14,7 +14,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::Config;
-use crate::api::{Api, keep_blobs};
+use crate::api::{Advice, Api, keep_blobs};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
@@ -170,5 +170,6 @@ async fn serve(
 }
 
 fn routes(node: &Arc<Node>) -> Routes {
-    Routes::new(Api::service(Arc::clone(node))).add_service(Gate::service(Arc::clone(node))).prepare()
+    let routes = Routes::new(Api::service(Arc::clone(node))).add_service(Gate::service(Arc::clone(node)));
+    routes.add_service(Advice::service(Arc::clone(node))).prepare()
 }

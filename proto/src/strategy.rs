@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_model::capabilities::{
     Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
 };
+use dunlin_model::decision::{Candidate, Decision, Effect, Grounds, MoveCost, Refusal, Term};
 use dunlin_model::desired::{ActOrder, Assignment, DesiredSet, Role, SendStep};
 use dunlin_model::host::{Host, HostPhase, HostSpec, HostStatus, Reserved};
 use dunlin_model::image::{IMAGE_BYTES_MAX, ImageFormat, ImageSpec};
@@ -13,11 +14,14 @@ use dunlin_model::migration::{
     MigrationSpec, MigrationStatus,
 };
 use dunlin_model::observed::{EndCause, ObservedVm, Process, ReceiveState, SendProgress, SendState};
-use dunlin_model::task::{Act, Task, TaskPhase, TaskSpec, TaskStatus};
+use dunlin_model::recommendation::{
+    Recommendation, RecommendationPhase, RecommendationSpec, RecommendationStatus,
+};
+use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{
     AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType, Nic, NicModel,
-    NicNetwork, Placement, Power, RestartPolicy, SavedState, SimSpec, Vm, VmPhase, VmSpec, VmStatus, Vnc,
-    VncPort,
+    NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec, Vm, VmPhase, VmSpec,
+    VmStatus, Vnc, VncPort, Wants,
 };
 use dunlin_model::{
     Generation, Incarnation, Kind, Labels, Metadata, MigrationId, Name, Resource, Revision, Secret, Timestamp,
@@ -132,6 +136,89 @@ fn vnc() -> impl Strategy<Value = Vnc> {
     })
 }
 
+fn tolerated() -> impl Strategy<Value = Labels> {
+    btree_map("[a-z./]{1,8}", words(), 0..3)
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let scopes = vec![Scope::Host, Scope::Rack, Scope::Zone];
+    let with = btree_map("[a-z./]{1,8}", words(), 1..2);
+    (select(vec![Wants::Together, Wants::Apart]), with, select(scopes), of(1u32..=100))
+        .prop_map(|(wants, with, over, weight)| Rule { wants, with, over, weight })
+}
+
+fn candidate() -> impl Strategy<Value = Candidate> {
+    let term = (words(), any::<i64>()).prop_map(|(name, points)| Term { name, points });
+    (uuid(), name(), any::<i64>(), vec(term, 0..3)).prop_map(|(host, name, score, terms)| Candidate {
+        host: dunlin_model::HostId(host),
+        name,
+        score,
+        terms,
+    })
+}
+
+fn decision() -> impl Strategy<Value = Decision> {
+    let refusal =
+        (words(), any::<u32>(), words()).prop_map(|(reason, hosts, text)| Refusal { reason, hosts, text });
+    (any::<u64>(), of(candidate()), of(candidate()), any::<u32>(), vec(refusal, 0..3)).prop_map(
+        |(revision, winner, runner_up, fitting, refused)| Decision {
+            revision: Revision(revision),
+            winner,
+            runner_up,
+            fitting,
+            refused,
+        },
+    )
+}
+
+fn effect() -> impl Strategy<Value = Effect> {
+    any::<[u64; 6]>().prop_map(|[pain_before_milli, pain_after_milli, a, b, c, d]| Effect {
+        pain_before_milli,
+        pain_after_milli,
+        from_percent_before: a,
+        from_percent_after: b,
+        to_percent_before: c,
+        to_percent_after: d,
+    })
+}
+
+fn grounds() -> impl Strategy<Value = Grounds> {
+    (words(), effect(), any::<[u64; 3]>()).prop_map(
+        |(reason, predicted, [send_mib, total_ms, downtime_ms])| Grounds {
+            reason,
+            predicted,
+            cost: MoveCost { send_mib, total_ms, downtime_ms },
+        },
+    )
+}
+
+pub(crate) fn recommendation() -> impl Strategy<Value = Recommendation> {
+    let ends = (uuid(), name(), uuid(), name());
+    let spec = (uuid(), name(), ends, any::<u32>(), grounds()).prop_map(
+        |(vm, vm_name, (from, from_name, to, to_name), wave, grounds)| RecommendationSpec {
+            vm: dunlin_model::VmId(vm),
+            vm_name,
+            from: dunlin_model::HostId(from),
+            from_name,
+            to: dunlin_model::HostId(to),
+            to_name,
+            wave,
+            grounds,
+        },
+    );
+    let phases = vec![
+        RecommendationPhase::Open,
+        RecommendationPhase::Approved,
+        RecommendationPhase::Dismissed,
+        RecommendationPhase::Expired,
+    ];
+    let status =
+        (select(phases), time(), of(uuid()), words()).prop_map(|(phase, since, migration, message)| {
+            RecommendationStatus { phase, since, migration: migration.map(MigrationId), message }
+        });
+    resource(dunlin_model::RecommendationId, spec, status)
+}
+
 fn power() -> impl Strategy<Value = Power> {
     select(vec![Power::Stopped, Power::Running, Power::Paused])
 }
@@ -148,8 +235,17 @@ pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
             select(vec![RestartPolicy::Never, RestartPolicy::OnCrash]),
         );
         let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
-        let placement = (of(name()), labels(), labels())
-            .prop_map(|(host, host_labels, apart_from)| Placement { host, host_labels, apart_from });
+        let prefers = btree_map("[a-z]{1,4}=[a-z]{0,4}", 1u32..=100, 0..3);
+        let placement = (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers).prop_map(
+            |(host, host_labels, apart_from, rules, tolerates, prefers)| Placement {
+                host,
+                host_labels,
+                apart_from,
+                rules,
+                tolerates,
+                prefers,
+            },
+        );
         let sim = any::<(u64, u64, u32, u32, u64)>().prop_map(
             |(boot_ms, dirty_mib_s, cpu_percent, fault_ppm, seed)| SimSpec {
                 boot_ms,
@@ -204,11 +300,11 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
     });
     let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()));
     let counts = (incarnation(), of(incarnation()), any::<u32>());
-    let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved));
+    let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved), of(decision()));
     (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
         let (host, host_name, volumes_on, migration, task) = ids;
         let (incarnation, continues, restarts) = counts;
-        let (reason, message, pid, vnc, saved) = seen;
+        let (reason, message, pid, vnc, saved, chosen) = seen;
         VmStatus {
             phase,
             host: host.map(dunlin_model::HostId),
@@ -223,6 +319,7 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
             saved,
             migration: migration.map(MigrationId),
             task: task.map(dunlin_model::TaskId),
+            chosen,
             restarts,
             since,
         }
@@ -292,7 +389,8 @@ fn capabilities() -> impl Strategy<Value = HostCapabilities> {
 }
 
 pub(crate) fn host() -> impl Strategy<Value = Host> {
-    let spec = any::<bool>().prop_map(|cordoned| HostSpec { cordoned });
+    let spec = (any::<bool>(), of(name()), of(name()), tolerated())
+        .prop_map(|(cordoned, rack, zone, taints)| HostSpec { cordoned, rack, zone, taints });
     let reserved = any::<(u64, u64, u64)>().prop_map(|(cpus, mem_mib, vms)| Reserved { cpus, mem_mib, vms });
     let phase = select(vec![HostPhase::Joining, HostPhase::Up, HostPhase::Down]);
     let status = (phase, capabilities(), reserved, words(), any::<u64>(), time(), words()).prop_map(
@@ -331,10 +429,17 @@ fn migration_phase() -> impl Strategy<Value = MigrationPhase> {
 }
 
 pub(crate) fn migration() -> impl Strategy<Value = Migration> {
-    let cause = select(vec![MigrationCause::User, MigrationCause::Drain]);
-    let spec = (uuid(), name(), of(name()), cause, limits()).prop_map(|(vm, vm_name, to, cause, limits)| {
-        MigrationSpec { vm: dunlin_model::VmId(vm), vm_name, to, cause, limits }
-    });
+    let cause = select(vec![MigrationCause::User, MigrationCause::Drain, MigrationCause::Balance]);
+    let spec = (uuid(), name(), of(name()), cause, limits(), of(grounds())).prop_map(
+        |(vm, vm_name, to, cause, limits, grounds)| MigrationSpec {
+            vm: dunlin_model::VmId(vm),
+            vm_name,
+            to,
+            cause,
+            limits,
+            grounds,
+        },
+    );
     let outcomes = vec![
         MigrationOutcome::Moved,
         MigrationOutcome::StayedOnSource,
@@ -343,12 +448,12 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
         MigrationOutcome::Gone,
     ];
     let ends = (of(uuid()), of(name()), of(uuid()), of(name()));
-    let told = (of(select(outcomes)), any::<bool>(), words(), words());
+    let told = (of(select(outcomes)), any::<bool>(), words(), words(), of(decision()), of(effect()));
     let history = vec((migration_phase(), time()), 0..4);
     let status = (migration_phase(), ends, incarnation(), of(endpoint()), told, of(figures()), history)
         .prop_map(
             |(phase, (from, from_name, to, to_name), incarnation, endpoint, told, figures, history)| {
-                let (outcome, cancel, reason, message) = told;
+                let (outcome, cancel, reason, message, chosen, effect) = told;
                 MigrationStatus {
                     phase,
                     from: from.map(dunlin_model::HostId),
@@ -362,6 +467,8 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
                     reason,
                     message,
                     figures,
+                    chosen,
+                    effect,
                     history,
                 }
             },
@@ -387,12 +494,24 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
         TaskPhase::Failed,
         TaskPhase::Cancelled,
     ];
-    let status = (select(phases), 0u32..=100, any::<bool>(), words(), of(time()), of(time())).prop_map(
-        |(phase, progress_percent, cancel, message, started, ended)| TaskStatus {
+    let counts = (any::<[u64; 3]>(), any::<[u32; 2]>(), of(any::<u64>()), any::<bool>());
+    let drain = counts.prop_map(|([moved, left, stuck], [wave, waves], eta_s, was_cordoned)| DrainProgress {
+        was_cordoned,
+        moved,
+        left,
+        stuck,
+        wave,
+        waves,
+        eta_s,
+    });
+    let times = (of(time()), of(time()));
+    let status = (select(phases), 0u32..=100, any::<bool>(), words(), of(drain), times).prop_map(
+        |(phase, progress_percent, cancel, message, drain, (started, ended))| TaskStatus {
             phase,
             progress_percent,
             cancel,
             message,
+            drain,
             started,
             ended,
         },

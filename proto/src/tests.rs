@@ -27,8 +27,8 @@ proptest! {
     /// An object comes out of bytes, and out of JSON, as it went in.
     #[test]
     fn objects_survive_the_wire(vm in strategy::vm(), host in strategy::host(), migration in strategy::migration(),
-                                task in strategy::task()) {
-        for object in [Object::from(vm), host.into(), migration.into(), task.into()] {
+                                task in strategy::task(), recommendation in strategy::recommendation()) {
+        for object in [Object::from(vm), host.into(), migration.into(), task.into(), recommendation.into()] {
             prop_assert_eq!(&through_bytes::<_, v1::Object>(&object), &object);
             prop_assert_eq!(&through_json(&object), &object);
         }
@@ -197,7 +197,9 @@ fn outside_a_spec_power_and_act_have_no_default() {
 fn the_small_ones_survive_the_wire() {
     let objects = [
         r#"{"kind": "Cluster", "metadata": METADATA,
-            "spec": {"placement": "pack", "cpu_overcommit_percent": 150, "host_reserve_mib": 0, "migrations_per_host": 3},
+            "spec": {"placement": "pack", "cpu_overcommit_percent": 150, "host_reserve_mib": 0, "migrations_per_host": 3,
+                "migrations_per_fleet": 9, "spare_hosts": 1, "balance": {"mode": "auto", "level": 5},
+                "weights": {"load": 7}, "without": ["apart-from"], "mem_overcommit_percent": 120},
             "status": {"controllers": [{"id": 1, "endpoint": "http://c1:7000"}], "leader": 1}}"#,
         r#"{"kind": "Image", "metadata": METADATA, "spec": {"format": "vmdk", "sha256":
             "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "size_bytes": 9, "source": "x"}, "status": {}}"#,
@@ -211,7 +213,8 @@ fn the_small_ones_survive_the_wire() {
         assert_eq!(through_bytes::<_, v1::Object>(&object), object);
     }
     let vm = dunlin_model::VmId(uuid::Uuid::from_u128(5));
-    let sample = dunlin_model::observed::Sample { vm, cpu_ms: 6, rss_mib: 7 };
+    let sample =
+        dunlin_model::observed::Sample { vm, cpu_ms: 6, wait_ms: 5, rss_mib: 7, dirty_mib_s: Some(8) };
     assert_eq!(through_bytes::<_, v1::Sample>(&sample), sample);
     let report = dunlin_model::observed::ActReport {
         task: dunlin_model::TaskId(vm.0),

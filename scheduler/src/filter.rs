@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::request::Request;
 use crate::snapshot::{
     FactIdx, FactKind, HostIdx, HostState, Kind, LabelIdx, Level, NODES_MAX, Need, NodeSet, Place,
-    ProfileIdx, Role, Rule, Snapshot, VmIdx, Want, own_value, roles,
+    ProfileIdx, Role, Rule, Snapshot, Ties, TiesIdx, VmIdx, Want, own_value, roles,
 };
 
 /// Why a host was refused: the name of the filter. Closed: a client may match on it.
@@ -138,6 +138,20 @@ impl Reason {
     }
 }
 
+/// Filters that a policy can do without.
+pub const OPTIONAL: &[Reason] = &[
+    Reason::Cordoned,
+    Reason::HostLabels,
+    Reason::Tainted,
+    Reason::CpuFeature,
+    Reason::Bandwidth,
+    Reason::Licences,
+    Reason::Numa,
+    Reason::AffinityElsewhere,
+    Reason::ApartFrom,
+    Reason::FaultDomain,
+];
+
 /// One filter.
 pub type Filter = fn(&Snapshot, &Request, HostIdx) -> Option<Reason>;
 
@@ -183,6 +197,17 @@ pub fn refusals(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<Re
     reasons.extend(short.skip(1).map(|((kind, _), _)| too_little(kind)));
     reasons.retain(|reason| !dropped(reason));
     reasons
+}
+
+/// Would a host of that class take a VM of that profile, as far as facts and taints go?
+pub(crate) fn class_takes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> bool {
+    refuse_by(CLASS, snapshot, &Request::imagined(profile, TiesIdx(0)), host).is_none()
+}
+
+/// Does a hard rule of some VM that is there name a label of these?
+pub(crate) fn is_named(snapshot: &Snapshot, ties: &Ties) -> bool {
+    let roles = [Role::Shunner, Role::Binder, Role::Keeper];
+    ties.labels.iter().any(|label| roles.iter().any(|role| snapshot.presence().of(*role, *label).all() > 0))
 }
 
 fn is_source(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {

@@ -11,10 +11,19 @@
 //! simulate          replays traces with the same code
 //! ```
 
+pub mod admit;
+pub mod balance;
+pub mod budget;
+pub mod consolidate;
 pub mod decision;
+pub mod distrust;
+pub mod evacuate;
 pub mod explain;
 pub mod filter;
+pub mod ganeti;
 pub mod group;
+pub mod history;
+pub mod input;
 pub mod make_room;
 pub mod place;
 pub mod policy;
@@ -22,6 +31,7 @@ pub mod request;
 pub mod score;
 pub mod simulate;
 pub mod snapshot;
+pub mod waves;
 pub mod worth;
 
 pub use decision::{Decision, Refusal, Scored, place, why_not};

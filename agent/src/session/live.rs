@@ -88,6 +88,7 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
     let mut sent = Sent::default();
     let mut told = capabilities::look(host, &agent.drivers);
     let mut samples = interval(SAMPLE_INTERVAL);
+    let began = Instant::now();
     let mut looks = interval(CAPABILITIES_INTERVAL);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,9 +111,10 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
                 None
             }
             _ = samples.tick() => {
+                let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let samples = measure(host).await;
                 let samples: Vec<v1::Sample> = samples.into_iter().map(Into::into).collect();
-                (!samples.is_empty()).then_some(Up::Samples(v1::Samples { samples }))
+                (!samples.is_empty()).then_some(Up::Samples(v1::Samples { samples, at_ms }))
             }
             _ = looks.tick() => {
                 let now = capabilities::look(host, &agent.drivers);

@@ -1,5 +1,6 @@
 //! What the user sees: tables, JSON, YAML, and progress. Never decides anything.
 
+pub(crate) mod advice;
 pub(crate) mod progress;
 pub(crate) mod table;
 
@@ -44,6 +45,11 @@ pub(crate) fn object(format: Format, object: &Object) -> Result<(), Failure> {
         Format::Json => json(object),
         Format::Table | Format::Wide | Format::Yaml => yaml(object),
     }
+}
+
+/// Prints an answer that is no object.
+pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<(), Failure> {
+    if format == Format::Json { json(value) } else { yaml(value) }
 }
 
 /// Prints a list.

@@ -1,8 +1,10 @@
 //! Objects as rows.
 
 use comfy_table::{ContentArrangement, Table, presets};
+use dunlin_model::decision::Effect;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::Migration;
+use dunlin_model::recommendation::Recommendation;
 use dunlin_model::task::Task;
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{Object, Timestamp};
@@ -12,16 +14,8 @@ use super::Surroundings;
 /// A table of `items`, which are of one kind. Empty: a line that says so.
 pub(crate) fn render(items: &[Object], wide: bool, around: &Surroundings) -> String {
     let Some(first) = items.first() else { return "none".to_owned() };
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header(first, wide));
-    for item in items {
-        table.add_row(row(item, wide, around));
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    let rows = items.iter().map(|item| row(item, wide, around));
+    columns(&header(first, wide), rows).trim_end().to_owned()
 }
 
 /// The column heads of a kind.
@@ -43,6 +37,9 @@ pub(crate) fn header(object: &Object, wide: bool) -> Vec<&'static str> {
         ),
         Object::Task(_) => (&["NAME", "ACT", "ON", "PHASE", "PROGRESS", "AGE"], &["MESSAGE"]),
         Object::Event(_) => (&["TIME", "LEVEL", "REASON", "ABOUT", "MESSAGE"], &["REVISION"]),
+        Object::Recommendation(_) => {
+            (&["NAME", "VM", "FROM", "TO", "WAVE", "PHASE", "AGE", "GAIN"], &["WHY", "MESSAGE"])
+        }
     };
     narrow.iter().chain(if wide { more } else { &[] }).copied().collect()
 }
@@ -73,6 +70,7 @@ pub(crate) fn row(object: &Object, wide: bool, around: &Surroundings) -> Vec<Str
         ),
         Object::Migration(migration) => migration_row(migration, around),
         Object::Task(task) => task_row(task, around),
+        Object::Recommendation(found) => recommendation_row(found, around),
         Object::Event(event) => (
             vec![
                 event.metadata.created.to_string(),
@@ -186,6 +184,77 @@ fn task_row(task: &Task, around: &Surroundings) -> Cells {
         age(task.metadata.created, around),
     ];
     (narrow, vec![task.status.message.clone()])
+}
+
+fn recommendation_row(found: &Recommendation, around: &Surroundings) -> Cells {
+    let spec = &found.spec;
+    let narrow = vec![
+        found.metadata.name.to_string(),
+        spec.vm_name.to_string(),
+        spec.from_name.to_string(),
+        spec.to_name.to_string(),
+        spec.wave.to_string(),
+        found.status.phase.to_string(),
+        age(found.metadata.created, around),
+        pain(spec.grounds.predicted.pain_before_milli, spec.grounds.predicted.pain_after_milli),
+    ];
+    (narrow, vec![spec.grounds.reason.clone(), found.status.message.clone()])
+}
+
+/// Moves that were made to level the load.
+pub(crate) fn history(items: &[Object], wide: bool, around: &Surroundings) -> String {
+    let moves = items.iter().filter_map(|item| match item {
+        Object::Migration(migration) => Some(migration),
+        _ => None,
+    });
+    let dash = || "-".to_owned();
+    let gain = |effect: &Effect| pain(effect.pain_before_milli, effect.pain_after_milli);
+    let row = |migration: &Migration| {
+        let (spec, status) = (&migration.spec, &migration.status);
+        let name = |name: &Option<dunlin_model::Name>| name.as_ref().map_or_else(dash, ToString::to_string);
+        let mut cells = vec![
+            migration.metadata.name.to_string(),
+            spec.vm_name.to_string(),
+            name(&status.from_name),
+            name(&status.to_name),
+            status.phase.to_string(),
+            age(migration.metadata.created, around),
+            spec.grounds.as_ref().map_or_else(dash, |grounds| gain(&grounds.predicted)),
+            status.effect.as_ref().map_or_else(dash, gain),
+        ];
+        if wide {
+            cells.push(spec.grounds.as_ref().map_or_else(dash, |grounds| grounds.reason.clone()));
+        }
+        cells
+    };
+    let head = ["NAME", "VM", "FROM", "TO", "PHASE", "AGE", "PREDICTED", "OBSERVED", "WHY"];
+    let shown = if wide { head.len() } else { head.len() - 1 };
+    let rows: Vec<Vec<String>> = moves.map(row).collect();
+    if rows.is_empty() { "none".to_owned() } else { columns(&head[..shown], rows) }
+}
+
+/// Columns two spaces apart.
+pub(crate) fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Pain before and after, in CPUs.
+pub(crate) fn pain(before_milli: u64, after_milli: u64) -> String {
+    format!("{} -> {}", cpus(before_milli), cpus(after_milli))
+}
+
+/// Thousandths of a CPU, in CPUs.
+pub(crate) fn cpus(milli: u64) -> String {
+    format!("{}.{:02}", milli / 1_000, milli % 1_000 / 10)
 }
 
 fn mib(mib: u64) -> String {

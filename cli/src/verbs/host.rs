@@ -5,7 +5,7 @@ use dunlin_model::task::Act;
 use dunlin_model::{ErrorCode, Kind, Object};
 use dunlin_proto::{Fault, v1};
 
-use super::{Session, listing};
+use super::{Session, host_set, listing};
 use crate::args::{HostVerb, WaitArgs};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -20,12 +20,32 @@ pub(crate) async fn run(session: &Session, verb: HostVerb) -> Result<(), Failure
         HostVerb::Show { name } => show(session, Kind::Host, &name).await,
         HostVerb::Cordon { name } => cordon(session, &name, true, "cordoned").await,
         HostVerb::Uncordon { name } => cordon(session, &name, false, "uncordoned").await,
-        HostVerb::Drain { name, wait } => start_task(session, Kind::Host, name, Act::Drain, wait).await,
+        HostVerb::Set(args) => host_set::run(session, args).await,
+        HostVerb::Drain { names, dry_run: true, .. } => drain_plan(session, names).await,
+        HostVerb::Drain { names, wait, .. } => drain(session, names, wait).await,
         HostVerb::Remove { name, force } => {
             let gone = delete(session, Kind::Host, &name, force).await?;
             output::done(session.format, "removed", &gone)
         }
     }
+}
+
+async fn drain_plan(session: &Session, hosts: Vec<String>) -> Result<(), Failure> {
+    let request = v1::PlanDrainRequest { hosts };
+    let plan = session.fleet.advise(async |mut client| client.plan_drain(request.clone()).await).await?;
+    output::advice::drain(session.format, &plan.try_into()?)
+}
+
+/// All are begun before any is waited for: what leaves one must not go to another.
+async fn drain(session: &Session, names: Vec<String>, wait: WaitArgs) -> Result<(), Failure> {
+    let mut tasks = Vec::new();
+    for name in names {
+        tasks.push(begin_task(session, Kind::Host, name, Act::Drain).await?);
+    }
+    for task in tasks {
+        follow_task(session, task, Act::Drain.as_str(), wait).await?;
+    }
+    Ok(())
 }
 
 /// Prints one object of any kind.
@@ -90,13 +110,21 @@ pub(crate) async fn start_task(
     wait: WaitArgs,
 ) -> Result<(), Failure> {
     let what = act.as_str();
+    let task = begin_task(session, kind, name, act).await?;
+    follow_task(session, task, what, wait).await
+}
+
+async fn begin_task(session: &Session, kind: Kind, name: String, act: Act) -> Result<Object, Failure> {
     let request = v1::StartTaskRequest {
         idempotency_key: idempotency_key(),
         kind: v1::Kind::from(kind).into(),
         name,
         act: Some(act.into()),
     };
-    let task = session.fleet.object(async |mut client| client.start_task(request.clone()).await).await?;
+    Ok(session.fleet.object(async |mut client| client.start_task(request.clone()).await).await?)
+}
+
+async fn follow_task(session: &Session, task: Object, what: &str, wait: WaitArgs) -> Result<(), Failure> {
     if !wait.wait {
         return output::done(session.format, &format!("({what}) begun"), &task);
     }

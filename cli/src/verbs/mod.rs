@@ -1,12 +1,16 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
+pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
+pub(crate) mod explain;
 pub(crate) mod host;
+pub(crate) mod host_set;
 pub(crate) mod image;
 pub(crate) mod listing;
 pub(crate) mod record;
+pub(crate) mod rule_flag;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
@@ -52,6 +56,8 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Vm(verb) => vm::run(&session, verb).await,
         Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
         Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
+        Noun::Balance(verb) => balance::run(&session, verb).await,
+        Noun::Explain(args) => explain::run(&session, args).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
         Noun::Controller(_)

@@ -164,6 +164,7 @@ async fn migrate(session: &Session, args: VmMigrateArgs) -> Result<(), Failure> 
         to: args.to,
         cause: MigrationCause::User,
         limits,
+        grounds: None,
     };
     let metadata = Metadata {
         name,

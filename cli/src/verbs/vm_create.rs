@@ -11,7 +11,7 @@ use dunlin_proto::v1;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 
-use super::Session;
+use super::{Session, explain};
 use crate::args::{Format, VmCreateArgs};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -52,6 +52,27 @@ pub(crate) async fn run(session: &Session, args: VmCreateArgs) -> Result<(), Fai
         spec.power = Power::Running;
     }
     spec.validate()?;
+    let running = spec.power != Power::Stopped;
+    let vm = yet_to_be(name, labels, spec);
+    let request = v1::CreateRequest {
+        idempotency_key: idempotency_key(),
+        object: Some(Object::from(vm).into()),
+        dry_run: args.dry_run,
+    };
+    let vm = session.fleet.object(async |mut client| client.create(request.clone()).await).await?;
+    if args.dry_run {
+        return dry_run(session, &vm).await;
+    }
+    if running && args.wait.wait {
+        let wanted = wait::vm_phase(&[VmPhase::Running, VmPhase::Paused]);
+        let vm = wait::until(&session.fleet, args.wait, vm, wanted).await?;
+        return output::done(session.format, "created and started", &vm);
+    }
+    output::done(session.format, "created", &vm)
+}
+
+/// A VM that the fleet does not know.
+fn yet_to_be(name: Name, labels: Labels, spec: VmSpec) -> Vm {
     let metadata = Metadata {
         name,
         uid: VmId(uuid::Uuid::nil()),
@@ -60,24 +81,24 @@ pub(crate) async fn run(session: &Session, args: VmCreateArgs) -> Result<(), Fai
         revision: Revision(0),
         created: Timestamp(0),
     };
-    let running = spec.power != Power::Stopped;
-    let vm: Vm = Resource { metadata, spec, status: VmStatus::default() };
-    let request = v1::CreateRequest {
-        idempotency_key: idempotency_key(),
-        object: Some(Object::from(vm).into()),
-        dry_run: args.dry_run,
-    };
-    let vm = session.fleet.object(async |mut client| client.create(request.clone()).await).await?;
-    if args.dry_run {
-        let format = if session.format == Format::Json { Format::Json } else { Format::Yaml };
-        return output::object(format, &vm);
+    Resource { metadata, spec, status: VmStatus::default() }
+}
+
+/// The same, of which only labels and spec matter.
+pub(crate) fn unnamed(name: &str, labels: Labels, spec: VmSpec) -> Result<Vm, Invalid> {
+    Ok(yet_to_be(name.parse()?, labels, spec))
+}
+
+/// What would be stored, and where it would go: for people the place, for programs both.
+async fn dry_run(session: &Session, vm: &Object) -> Result<(), Failure> {
+    let Object::Vm(would_be) = vm else { return output::object(session.format, vm) };
+    let told = explain::rehearse(session, would_be.clone()).await?;
+    match session.format {
+        Format::Table | Format::Wide => output::advice::explanation(session.format, &told),
+        Format::Json | Format::Yaml => {
+            output::value(session.format, &serde_json::json!({"object": vm, "placement": told}))
+        }
     }
-    if running && args.wait.wait {
-        let wanted = wait::vm_phase(&[VmPhase::Running, VmPhase::Paused]);
-        let vm = wait::until(&session.fleet, args.wait, vm, wanted).await?;
-        return output::done(session.format, "created and started", &vm);
-    }
-    output::done(session.format, "created", &vm)
 }
 
 async fn read(args: &VmCreateArgs) -> Result<(Option<Name>, Labels, VmSpec), Failure> {

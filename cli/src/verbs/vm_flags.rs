@@ -8,6 +8,7 @@ use dunlin_model::vm::{
 };
 use dunlin_model::{Invalid, Name, Secret};
 
+use super::rule_flag::{preference, rule};
 use crate::args::key_value;
 
 /// Memory of a VM when nobody says, MiB.
@@ -72,6 +73,15 @@ pub(crate) struct VmFlags {
     /// Never share a host with another VM that has this label
     #[arg(long = "apart-from", value_name = "KEY=VALUE", value_parser = key_value)]
     apart_from: Vec<(String, String)>,
+    /// Towards other VMs: apart or together, then with=KEY=VALUE, over=host|rack|zone, weight=1 to 100 (else required)
+    #[arg(long = "rule", value_name = "WISH[,KEY=VALUE]")]
+    rules: Vec<String>,
+    /// Put up with hosts that have this taint
+    #[arg(long = "tolerate", value_name = "KEY=VALUE", value_parser = key_value)]
+    tolerates: Vec<(String, String)>,
+    /// Prefer hosts with this label
+    #[arg(long = "prefer", value_name = "KEY=VALUE:WEIGHT", value_parser = preference)]
+    prefers: Vec<(String, u32)>,
     /// Label of the VM
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
@@ -81,6 +91,9 @@ pub(crate) struct VmFlags {
     /// Test driver: memory written over, MiB/s
     #[arg(long)]
     sim_dirty_mib_s: Option<u64>,
+    /// Test driver: CPU asked for, percent of one vCPU
+    #[arg(long)]
+    sim_cpu_percent: Option<u32>,
 }
 
 impl VmFlags {
@@ -132,6 +145,14 @@ impl VmFlags {
         }
         spec.placement.host_labels.extend(self.host_labels.iter().cloned());
         spec.placement.apart_from.extend(self.apart_from.iter().cloned());
+        for text in &self.rules {
+            spec.placement.rules.push(rule(text)?);
+        }
+        spec.placement.tolerates.extend(self.tolerates.iter().cloned());
+        spec.placement.prefers.extend(self.prefers.iter().cloned());
+        if self.sim_cpu_percent.is_some() {
+            set(&mut spec.sim.get_or_insert_with(SimSpec::default).cpu_percent, self.sim_cpu_percent);
+        }
         if self.sim_boot_ms.is_some() || self.sim_dirty_mib_s.is_some() {
             let sim = spec.sim.get_or_insert_with(SimSpec::default);
             set(&mut sim.boot_ms, self.sim_boot_ms);
@@ -141,14 +162,14 @@ impl VmFlags {
     }
 }
 
-fn set<T>(field: &mut T, given: Option<T>) {
+pub(crate) fn set<T>(field: &mut T, given: Option<T>) {
     if let Some(value) = given {
         *field = value;
     }
 }
 
 /// One of the words by which the model's enums read in YAML.
-fn word<T: serde::de::DeserializeOwned>(
+pub(crate) fn word<T: serde::de::DeserializeOwned>(
     flag: &str,
     text: Option<&str>,
     allowed: &str,

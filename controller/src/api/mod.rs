@@ -3,11 +3,13 @@
 //! Names generated protocol types; nothing behind it does, except `session`. Decides nothing about the fleet: what may
 //! be written is for `apply`, what must be done for the reconcilers.
 
+mod advisor;
 mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
 mod console;
 mod peers;
+mod policy;
 mod reads;
 mod watch;
 mod writes;
@@ -23,6 +25,7 @@ use dunlin_state::{Command, Outcome, Rejected, Write, apply};
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
 pub(crate) use peers::{Peers, gate};
@@ -159,6 +162,11 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::Object>, Status> {
+        self.write(request).await
+    }
+
+    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    async fn decide(&self, request: Request<v1::DecideRequest>) -> Result<Response<v1::Object>, Status> {
         self.write(request).await
     }
 

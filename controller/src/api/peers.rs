@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dunlin_proto::Fault;
+use dunlin_proto::v1::advisor_client::AdvisorClient;
 use dunlin_proto::v1::agent_gate_client::AgentGateClient;
 use dunlin_proto::v1::fleet_client::FleetClient;
 use tonic::transport::{Channel, Endpoint};
@@ -51,6 +52,11 @@ impl Peers {
 /// The fleet API over a connection.
 pub(crate) fn fleet(channel: Channel) -> FleetClient<Channel> {
     FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The scheduler's answers over a connection.
+pub(crate) fn advisor(channel: Channel) -> AdvisorClient<Channel> {
+    AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The agents' door over a connection.

@@ -11,7 +11,7 @@ use dunlin_model::meta::NAME_MAX;
 use dunlin_model::migration::{Migration, MigrationCause, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
 use dunlin_model::vm::Vm;
-use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, TaskId, VmId};
+use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, Object, TaskId, VmId};
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::{State, Write};
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::peers::fleet;
+use super::policy;
 use super::reads::find;
 use crate::mint;
 
@@ -94,6 +95,7 @@ ask!(DeleteRequest, delete, delete);
 ask!(SetPowerRequest, set_power, set_power);
 ask!(StartTaskRequest, start_task, start_task);
 ask!(CancelRequest, cancel, cancel);
+ask!(DecideRequest, decide, decide);
 
 /// The one of the kinds that was sent. Each is read by itself, so that a refusal names the field as in YAML.
 fn chosen(object: Option<&v1::Object>) -> Result<Choice, Invalid> {
@@ -112,10 +114,14 @@ fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
         Choice::Migration(mut migration) => {
             complete_migration(&mut migration, state)?;
             let Migration { metadata, spec, .. } = migration.try_into()?;
-            let spec = MigrationSpec { cause: MigrationCause::User, ..spec };
+            let spec = MigrationSpec { cause: MigrationCause::User, grounds: None, ..spec };
             Ok(Write::CreateMigration { uid: MigrationId(mint::uuid()), name: metadata.name, spec })
         }
-        Choice::Cluster(_) | Choice::Host(_) | Choice::Task(_) | Choice::Event(_) => {
+        Choice::Cluster(_)
+        | Choice::Host(_)
+        | Choice::Task(_)
+        | Choice::Event(_)
+        | Choice::Recommendation(_) => {
             let problem = "only these are created by hand; a host joins, a task is started";
             Err(Invalid::new("kind", problem, "Vm, Image or Migration").into())
         }
@@ -162,14 +168,20 @@ fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
         Choice::Host(host) => {
             let Host { metadata, spec, .. } = host.try_into()?;
             let uid = HostId(uid(Kind::Host, metadata.uid.0, &metadata.name)?);
-            let HostSpec { cordoned } = spec;
-            Ok(Write::UpdateHost { uid, revision: metadata.revision, labels: metadata.labels, cordoned })
+            let HostSpec { cordoned, rack, zone, taints } = spec;
+            let (revision, labels) = (metadata.revision, metadata.labels);
+            Ok(Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints })
         }
         Choice::Cluster(cluster) => {
             let Cluster { metadata, spec, .. } = cluster.try_into()?;
+            policy::check(&spec)?;
             Ok(Write::UpdateCluster { revision: metadata.revision, labels: metadata.labels, spec })
         }
-        Choice::Image(_) | Choice::Migration(_) | Choice::Task(_) | Choice::Event(_) => {
+        Choice::Image(_)
+        | Choice::Migration(_)
+        | Choice::Task(_)
+        | Choice::Event(_)
+        | Choice::Recommendation(_) => {
             let problem = "only these can be updated";
             Err(Invalid::new("kind", problem, "Vm, Host or Cluster").into())
         }
@@ -231,6 +243,17 @@ fn cancel(request: &v1::CancelRequest, state: &State) -> Result<Write, Fault> {
             Err(Invalid::new("kind", problem, "Migration or Task").into())
         }
     }
+}
+
+fn decide(request: &v1::DecideRequest, state: &State) -> Result<Write, Fault> {
+    let found = find(state, Kind::Recommendation, &request.name)?;
+    let Object::Recommendation(recommendation) = &**found else {
+        return Err(Invalid::new("name", "is no recommendation", "the name of one").into());
+    };
+    let uid = recommendation.metadata.uid;
+    let name = generated(&recommendation.spec.vm_name, "balance");
+    let migration = MigrationId(mint::uuid());
+    Ok(Write::DecideRecommendation { uid, approve: request.approve, migration, name })
 }
 
 /// A name nobody chose: that of the object it is about, what is done, and a tail that makes it unique.

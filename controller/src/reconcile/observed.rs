@@ -2,11 +2,14 @@
 //! nothing until a host has said everything once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dunlin_model::host::HostPhase;
 use dunlin_model::observed::{ActReport, ObservedVm};
 use dunlin_model::{HostId, Revision, TaskId, Timestamp, VmId};
 use dunlin_state::State;
+
+use super::{Loads, Measured};
 
 /// The hosts' reports.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +17,8 @@ pub struct Observed {
     since: Timestamp,
     hosts: BTreeMap<HostId, HostView>,
     lost: BTreeMap<HostId, Timestamp>,
+    /// Shared: a copy of the rest costs nothing of it.
+    loads: Arc<Loads>,
 }
 
 /// One host's reports of one session.
@@ -116,6 +121,24 @@ impl Observed {
         }
         view.taken = view.taken.max(report.taken);
         *view != before
+    }
+
+    /// A host measured its guests, at that time of its own clock. Returns whether a rate came of it.
+    pub(crate) fn measured(
+        &mut self,
+        host: HostId,
+        at_ms: u64,
+        samples: &[Measured],
+        now: Timestamp,
+    ) -> bool {
+        let loads = Arc::make_mut(&mut self.loads);
+        loads.forget(now);
+        loads.take_in(host, at_ms, samples, now)
+    }
+
+    /// What guests use.
+    pub(crate) fn loads(&self) -> &Loads {
+        &self.loads
     }
 
     /// The reports of a host's open session, whether the state knows that session or not.

@@ -3,19 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_model::HostId;
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
+use dunlin_model::{HostId, Timestamp};
 use dunlin_scheduler::{Snapshot, place};
 use dunlin_state::{Command, MigrationEvent, State};
 
-use super::Observed;
 use super::observed::Sight;
+use super::{Observed, mirror, record};
 
 /// VMs placed in one step: one log batch's worth. The rest follow in the next.
 pub(super) const PLACED_PER_STEP_MAX: usize = 256;
 
-pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
     let mut pending: Vec<&Vm> = state
         .vms()
         .filter(|vm| vm.status.phase == VmPhase::Pending && vm.status.migration.is_none())
@@ -28,10 +28,7 @@ pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Comman
     if pending.is_empty() && planned.is_empty() {
         return;
     }
-    let policy = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
-    let arriving = state.active_migrations().filter_map(|m| Some((m.status.to?, state.vm(m.spec.vm)?)));
-    let guests = state.vms().filter_map(|vm| Some((vm.status.host?, vm))).chain(arriving);
-    let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests);
+    let mut snapshot = mirror::of(state, observed, now);
     for vm in pending.into_iter().take(PLACED_PER_STEP_MAX) {
         bind(&mut snapshot, vm, commands);
     }
@@ -45,7 +42,13 @@ fn bind(snapshot: &mut Snapshot, vm: &Vm, commands: &mut Vec<Command>) {
     if let Some((host, seat)) = decision.host().zip(decision.seat()) {
         snapshot.accept(&request, seat);
         let incarnation = vm.status.incarnation;
-        commands.push(Command::BindVm { vm: uid, generation, incarnation, host });
+        commands.push(Command::BindVm {
+            vm: uid,
+            generation,
+            incarnation,
+            host,
+            why: Some(record::boxed(&decision)),
+        });
         return;
     }
     let (reason, message) = (decision.reason(), decision.explain());
@@ -74,6 +77,7 @@ fn reserve_all(
         let free = |busy: &BTreeMap<HostId, usize>, host: HostId| {
             state.migrations_on(host) + busy.get(&host).copied().unwrap_or(0) < budget
         };
+        let running = state.migrations_running() + busy.values().sum::<usize>() / 2;
         let uid = migration.metadata.uid;
         let mut wait = |reason: &str, message: String| {
             if migration.status.reason != reason || migration.status.message != message {
@@ -87,6 +91,10 @@ fn reserve_all(
         }
         if !free(&busy, from) {
             wait("Budget", format!("the host it runs on is in {budget} migrations already"));
+            continue;
+        }
+        if running >= state.migrations_per_fleet() {
+            wait("Budget", format!("the fleet runs {running} migrations already"));
             continue;
         }
         // A destination whose budget is spent is left out, as if it were the source: it will be free later.
@@ -110,6 +118,7 @@ fn reserve_all(
             host,
             vm_generation: vm.metadata.generation,
             vm_incarnation: vm.status.incarnation,
+            why: Some(record::boxed(&decision)),
         };
         commands.push(Command::Migrate { migration: uid, event });
     }

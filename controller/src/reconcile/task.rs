@@ -1,23 +1,20 @@
 //! Tasks: acts from what the agents report of them, and drains from what is left on the host.
 
-use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
+use dunlin_model::Timestamp;
 use dunlin_model::task::{Act, Task, TaskPhase};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{HostId, MigrationId, Name, TaskId};
-use dunlin_state::{Command, State, Write};
-use uuid::Uuid;
+use dunlin_state::{Command, State};
 
-use super::Observed;
+use super::{Observed, drain};
 
-/// Migrations tried for one VM before a drain gives up.
-pub(super) const DRAIN_TRIES_MAX: usize = 3;
 /// Progress of less than so many percent is not worth a write.
 pub(super) const PROGRESS_STEP_PERCENT: u32 = 10;
 
-pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
+    drain::step(state, observed, now, commands);
     for task in state.active_tasks() {
         match task.spec.act {
-            Act::Drain => drain(state, task, commands),
+            Act::Drain => {}
             Act::Shutdown { .. } | Act::Reboot { .. } | Act::Reset | Act::Save => {
                 commands.extend(act(state, observed, task));
             }
@@ -37,7 +34,7 @@ fn progress(
     if phase == status.phase && message == status.message && !far {
         return None;
     }
-    Some(Command::Progress { task: task.metadata.uid, phase, progress_percent, message })
+    Some(Command::Progress { task: task.metadata.uid, phase, progress_percent, message, drain: None })
 }
 
 fn act(state: &State, observed: &Observed, task: &Task) -> Option<Command> {
@@ -78,98 +75,4 @@ fn outlived(task: &Task, vm: Option<&Vm>, ordered: dunlin_model::Incarnation) ->
             progress(task, TaskPhase::Failed, 0, why)
         }
     }
-}
-
-fn drain(state: &State, task: &Task, commands: &mut Vec<Command>) {
-    let host = HostId(task.spec.uid);
-    if task.status.cancel {
-        commands.extend(progress(task, TaskPhase::Cancelled, task.status.progress_percent, "cancelled"));
-        return;
-    }
-    if state.host(host).is_none() {
-        commands.extend(progress(task, TaskPhase::Failed, 0, "the host was removed"));
-        return;
-    }
-    let mut left: Vec<&Vm> = state.host_vms(host).collect();
-    left.sort_by_key(|vm| vm.metadata.uid);
-    if left.is_empty() {
-        commands.extend(progress(task, TaskPhase::Succeeded, 100, "nothing is left on the host"));
-        return;
-    }
-    let mut moves = Vec::new();
-    for vm in left.iter().filter(|vm| vm.status.migration.is_none()) {
-        // What starts, stops or goes away is waited for.
-        if !matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused)
-            || vm.spec.power == dunlin_model::vm::Power::Stopped
-            || vm.status.task.is_some()
-        {
-            continue;
-        }
-        let tries = tries(state, task, vm);
-        let stuck = match state.check_movable(vm) {
-            Err(refusal) => Some(refusal.message),
-            Ok(_) if tries >= DRAIN_TRIES_MAX => {
-                Some(format!("VM {} could not be moved in {tries} tries", vm.metadata.name))
-            }
-            Ok(_) => None,
-        };
-        if let Some(why) = stuck {
-            commands.extend(progress(task, TaskPhase::Failed, task.status.progress_percent, why));
-            return;
-        }
-        moves.push(migrate(task.metadata.uid, vm));
-    }
-    commands.append(&mut moves);
-    let message = format!("{} VMs are left", left.len());
-    commands.extend(progress(task, TaskPhase::Running, percent(state, task, left.len()), message));
-}
-
-/// Drain migrations of this VM that ended without moving it, since the task began.
-fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
-    let ours = |m: &&dunlin_model::migration::Migration| {
-        m.spec.vm == vm.metadata.uid
-            && m.spec.cause == MigrationCause::Drain
-            && m.metadata.created >= task.metadata.created
-            && m.status.phase.is_terminal()
-            && m.status.from == Some(HostId(task.spec.uid))
-    };
-    state.migrations().filter(ours).count()
-}
-
-fn percent(state: &State, task: &Task, left: usize) -> u32 {
-    let host = Some(HostId(task.spec.uid));
-    let moved = state
-        .migrations()
-        .filter(|m| m.status.from == host && m.metadata.created >= task.metadata.created)
-        .filter(|m| m.status.phase == dunlin_model::migration::MigrationPhase::Done)
-        .count();
-    u32::try_from(moved * 100 / (moved + left).max(1)).unwrap_or(100)
-}
-
-fn migrate(task: TaskId, vm: &Vm) -> Command {
-    let uid = derive(task, vm);
-    let short: String = vm.metadata.name.as_str().chars().take(40).collect();
-    let name: Name = format!("drain-{short}-{:08x}", uid.0.as_fields().0)
-        .parse()
-        .expect("a word, a cut name and hex digits make a name");
-    let spec = MigrationSpec {
-        vm: vm.metadata.uid,
-        vm_name: vm.metadata.name.clone(),
-        to: None,
-        cause: MigrationCause::Drain,
-        limits: MigrationLimits::default(),
-    };
-    Command::Write { key: format!("drain-{uid}"), write: Write::CreateMigration { uid, name, spec } }
-}
-
-/// A uid without randomness: the same step taken twice names the same migration. The VM's revision tells tries apart.
-fn derive(task: TaskId, vm: &Vm) -> MigrationId {
-    let bytes = || {
-        let revision = vm.metadata.revision.0.to_be_bytes();
-        task.0.into_bytes().into_iter().chain(vm.metadata.uid.0.into_bytes()).chain(revision)
-    };
-    let fnv = |seed: u64| {
-        bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
-    };
-    MigrationId(Uuid::from_u64_pair(fnv(0xcbf2_9ce4_8422_2325), fnv(0x9ae1_6a3b_2f90_404f)))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dunlin_model::desired::DesiredSet;
 use dunlin_model::host::HostPhase;
+use dunlin_model::observed::Sample;
 use dunlin_model::{ErrorCode, Revision};
 use dunlin_proto::v1::{from_agent, to_agent};
 use dunlin_proto::{Fault, Wire as _, read, v1};
@@ -199,9 +200,18 @@ impl<'a> Session<'a> {
                 let fault = Fault::new(ErrorCode::InvalidArgument, "Hello is only the first message");
                 return Err(End::Dismissed(fault));
             }
-            // Samples have no reader in the controller yet, and an empty message is of a newer agent; both are, like a
-            // Pong, signs of life.
-            Some(from_agent::Message::Samples(_) | from_agent::Message::Pong(_)) | None => {}
+            Some(from_agent::Message::Samples(taken)) => {
+                let samples: Vec<Sample> = read(taken.samples, "samples").map_err(nonsense)?;
+                // While a guest moves, both hosts measure it; the one it belongs to counts.
+                let (view, host) = (self.node.replica.read(), self.opened.host);
+                let own = samples.into_iter().filter_map(|sample| {
+                    let vm = view.vm(sample.vm).filter(|vm| vm.status.host == Some(host))?;
+                    Some((sample, u64::from(vm.spec.cpus) * 1_000))
+                });
+                self.node.board.measured(host, taken.at_ms, &own.collect::<Vec<_>>());
+            }
+            // An empty message is of a newer agent; like a Pong it is a sign of life.
+            Some(from_agent::Message::Pong(_)) | None => {}
         }
         Ok(())
     }

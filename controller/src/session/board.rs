@@ -8,7 +8,7 @@ use dunlin_state::State;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::reconcile::{Observed, Report, desired_set};
+use crate::reconcile::{Measured, Observed, Report, desired_set};
 
 /// The hosts' reports.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Board {
     reports: Mutex<Reports>,
     /// Counts what changed.
     news: watch::Sender<u64>,
+    /// Counts the samples taken in: the balancer's news.
+    measured: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +29,8 @@ struct Reports {
 
 impl Default for Board {
     fn default() -> Self {
-        Self { reports: Mutex::default(), news: watch::Sender::new(0) }
+        let (news, measured) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { reports: Mutex::default(), news, measured }
     }
 }
 
@@ -36,7 +39,8 @@ impl Board {
     pub(crate) fn begin(&self, term: u64) {
         let mut reports = self.lock();
         if reports.term < term {
-            *reports = Reports { term, observed: Arc::new(Observed::new(clock::now())) };
+            let observed = Arc::new(Observed::new(clock::now()));
+            *reports = Reports { term, observed };
         }
     }
 
@@ -68,6 +72,20 @@ impl Board {
             observed.forget_acts(state);
             false
         });
+    }
+
+    /// A host measured its guests, at that time of its own clock.
+    pub(super) fn measured(&self, host: HostId, at_ms: u64, samples: &[Measured]) {
+        let now = clock::now();
+        let mut reports = self.lock();
+        if Arc::make_mut(&mut reports.observed).measured(host, at_ms, samples, now) {
+            self.measured.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Wakes when something was measured.
+    pub(crate) fn watch_measured(&self) -> watch::Receiver<u64> {
+        self.measured.subscribe()
     }
 
     /// What is reported now.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use dunlin_model::host::HostSpec;
+use dunlin_model::recommendation::RecommendationPhase;
 use dunlin_model::{Object, Revision};
 
 use crate::command::{Command, Stamp, Write};
 use crate::draft::Draft;
-use crate::{Rejected, State, cluster, host, image, keys, migration, sweep, task, token, vm};
+use crate::{Rejected, State, cluster, host, image, keys, migration, recommendation, sweep, task, token, vm};
 
 /// What a command led to.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,8 +59,8 @@ fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
         Command::SetCapabilities { host, session, capabilities } => {
             host::set_capabilities(draft, *host, *session, capabilities)
         }
-        Command::BindVm { vm, generation, incarnation, host } => {
-            vm::bind(draft, *vm, *generation, *incarnation, *host)
+        Command::BindVm { vm, generation, incarnation, host, why } => {
+            vm::bind(draft, *vm, *generation, *incarnation, *host, why.as_deref())
         }
         Command::ExplainPending { vm, generation, reason, message } => {
             vm::explain(draft, *vm, *generation, reason, message)
@@ -68,9 +70,14 @@ fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
         }
         Command::ForgetVm { vm } => vm::forget(draft, *vm),
         Command::Migrate { migration, event } => migration::step(draft, *migration, event),
-        Command::Progress { task, phase, progress_percent, message } => {
-            task::progress(draft, *task, *phase, *progress_percent, message)
+        Command::Progress { task, phase, progress_percent, message, drain } => {
+            task::progress(draft, *task, *phase, *progress_percent, message, *drain)
         }
+        Command::Recommend { uid, name, spec } => recommendation::recommend(draft, *uid, name, spec),
+        Command::Expire { recommendation, message } => {
+            recommendation::end(draft, *recommendation, RecommendationPhase::Expired, message)
+        }
+        Command::NoteEffect { migration, effect } => migration::note_effect(draft, *migration, *effect),
         Command::Sweep => {
             sweep::sweep(draft);
             Ok(())
@@ -84,8 +91,9 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
         Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
         Write::DeleteVm { uid } => vm::delete(draft, *uid),
-        Write::UpdateHost { uid, revision, labels, cordoned } => {
-            host::update(draft, *uid, *revision, labels, *cordoned)
+        Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints } => {
+            let (rack, zone, taints) = (rack.clone(), zone.clone(), taints.clone());
+            host::update(draft, *uid, *revision, labels, HostSpec { cordoned: *cordoned, rack, zone, taints })
         }
         Write::RemoveHost { uid, force } => host::remove(draft, *uid, *force),
         Write::CreateImage { uid, name, labels, spec } => image::create(draft, *uid, name, labels, spec),
@@ -95,6 +103,9 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::CancelMigration { uid } => migration::cancel(draft, *uid),
         Write::CreateTask { uid, name, spec } => task::create(draft, *uid, name, spec),
         Write::CancelTask { uid } => task::cancel(draft, *uid),
+        Write::DecideRecommendation { uid, approve, migration, name } => {
+            recommendation::decide(draft, *uid, *approve, *migration, name)
+        }
         Write::CreateToken { sha256, expires } => token::create(draft, sha256, *expires),
     }
 }

@@ -2,13 +2,15 @@
 
 use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::cluster::{ClusterSpec, Controller};
+use dunlin_model::decision::{Decision, Effect};
 use dunlin_model::image::ImageSpec;
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationSpec};
-use dunlin_model::task::{TaskPhase, TaskSpec};
+use dunlin_model::recommendation::RecommendationSpec;
+use dunlin_model::task::{DrainProgress, TaskPhase, TaskSpec};
 use dunlin_model::vm::{Power, SavedState, VmSpec};
 use dunlin_model::{
-    ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name, Revision, TaskId,
-    Timestamp, VmId,
+    ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name, RecommendationId,
+    Revision, TaskId, Timestamp, VmId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +47,16 @@ pub enum Command {
     /// The host reported other capabilities within its session.
     SetCapabilities { host: HostId, session: u64, capabilities: HostCapabilities },
     /// A Pending VM gets a host and its next incarnation: phase Starting. Refused when the VM's spec or incarnation
-    /// moved, when the host is not Up or is cordoned, or when it has no room left.
-    BindVm { vm: VmId, generation: Generation, incarnation: Incarnation, host: HostId },
+    /// moved, when the host is not Up or is cordoned, when a rule keeps it away, or when it has no room left. `why` is
+    /// kept with the VM.
+    BindVm {
+        vm: VmId,
+        generation: Generation,
+        incarnation: Incarnation,
+        host: HostId,
+        #[serde(default)]
+        why: Option<Box<Decision>>,
+    },
     /// A Pending VM fits nowhere, with the reason per group of hosts. Changes nothing when it says what is known.
     ExplainPending { vm: VmId, generation: Generation, reason: String, message: String },
     /// A host saw a transition of the incarnation it holds. Refused when that is no longer the VM's incarnation.
@@ -56,7 +66,20 @@ pub enum Command {
     /// A step of a migration, legal in `phase` only; see `migration::next` for the table.
     Migrate { migration: MigrationId, event: MigrationEvent },
     /// A step of a task.
-    Progress { task: TaskId, phase: TaskPhase, progress_percent: u32, message: String },
+    Progress {
+        task: TaskId,
+        phase: TaskPhase,
+        progress_percent: u32,
+        message: String,
+        #[serde(default)]
+        drain: Option<DrainProgress>,
+    },
+    /// The balancer would move a VM. Refused when the VM has moved, or has another open recommendation.
+    Recommend { uid: RecommendationId, name: Name, spec: Box<RecommendationSpec> },
+    /// An open recommendation is no longer worth while.
+    Expire { recommendation: RecommendationId, message: String },
+    /// What came of a migration that had grounds, measured once.
+    NoteEffect { migration: MigrationId, effect: Effect },
     /// Old ended migrations and tasks, used-up tokens and answered keys are dropped, oldest first, down to the bounds.
     Sweep,
 }
@@ -93,6 +116,12 @@ pub enum Write {
         revision: Revision,
         labels: Labels,
         cordoned: bool,
+        #[serde(default)]
+        rack: Option<Name>,
+        #[serde(default)]
+        zone: Option<Name>,
+        #[serde(default)]
+        taints: Labels,
     },
     /// Refused while VMs are bound to it, unless forced; a forced removal stops nothing on the host.
     RemoveHost {
@@ -130,6 +159,13 @@ pub enum Write {
     CancelTask {
         uid: TaskId,
     },
+    /// Approves a recommendation, which becomes the migration of that uid and name, or dismisses it.
+    DecideRecommendation {
+        uid: RecommendationId,
+        approve: bool,
+        migration: MigrationId,
+        name: Name,
+    },
     CreateToken {
         sha256: String,
         expires: Timestamp,
@@ -164,8 +200,14 @@ pub enum Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MigrationEvent {
-    /// Planned -> Reserved. The proposal names what it assumed; room is checked again.
-    Reserve { host: HostId, vm_generation: Generation, vm_incarnation: Incarnation },
+    /// Planned -> Reserved. The proposal names what it assumed; room and rules are checked again. `why` is kept.
+    Reserve {
+        host: HostId,
+        vm_generation: Generation,
+        vm_incarnation: Incarnation,
+        #[serde(default)]
+        why: Option<Box<Decision>>,
+    },
     /// Planned, and it stays so: why no host was chosen.
     Wait { reason: String, message: String },
     /// Reserved -> Prepared.
@@ -183,4 +225,19 @@ pub enum MigrationEvent {
     Abort { reason: String, message: String },
     /// Aborting -> Aborted: both sides have let go.
     Cleaned { outcome: MigrationOutcome },
+}
+
+impl Command {
+    /// The same proposal without its record of why: two that differ only in that are one.
+    #[must_use]
+    pub fn without_why(&self) -> Self {
+        let mut command = self.clone();
+        match &mut command {
+            Self::BindVm { why, .. } | Self::Migrate { event: MigrationEvent::Reserve { why, .. }, .. } => {
+                *why = None;
+            }
+            _ => {}
+        }
+        command
+    }
 }

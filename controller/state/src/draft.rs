@@ -182,6 +182,7 @@ impl Draft {
                 self.state.names.insert((new.kind(), new.name().clone()), new.uid());
             }
         }
+        self.state.marks.follow(old, new);
         if let Some(old) = old {
             self.index_hosts(old, false);
         }
@@ -243,6 +244,7 @@ fn set_revision(object: &mut Object, revision: Revision) {
         Object::Migration(object) => object.metadata.revision = revision,
         Object::Task(object) => object.metadata.revision = revision,
         Object::Event(object) => object.metadata.revision = revision,
+        Object::Recommendation(object) => object.metadata.revision = revision,
     }
 }
 

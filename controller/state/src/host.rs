@@ -2,7 +2,7 @@
 
 use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::event::EventLevel;
-use dunlin_model::host::{Host, HostPhase};
+use dunlin_model::host::{Host, HostPhase, HostSpec};
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{ErrorCode, HostId, Kind, Labels, Object, Revision, meta};
 
@@ -78,12 +78,21 @@ pub(crate) fn update(
     id: HostId,
     read: Revision,
     labels: &Labels,
-    cordoned: bool,
+    spec: HostSpec,
 ) -> Result<(), Rejected> {
     let mut host = draft.take::<Host>(id)?;
     refuse_stale(host.clone(), read)?;
     meta::validate_labels(labels)?;
+    spec.validate()?;
     host.metadata.labels.clone_from(labels);
+    let cordoned = spec.cordoned;
+    let spec = HostSpec { cordoned: host.spec.cordoned, ..spec };
+    if host.spec != spec {
+        host.spec = spec;
+        host.metadata.generation = host.metadata.generation.next();
+        let message = "its rack, zone or taints were changed";
+        draft.event(EventLevel::Normal, "HostChanged", &Object::Host(host.clone()), message);
+    }
     draft.put(host);
     set_cordon(draft, id, cordoned)
 }

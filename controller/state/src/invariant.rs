@@ -7,6 +7,7 @@ use dunlin_model::{Kind, Object};
 
 use crate::State;
 use crate::reserve::{hosts_of, recount};
+use crate::rules::Marks;
 
 /// Checks everything. The error says what is broken, of which object.
 pub fn check(state: &State) -> Result<(), String> {
@@ -35,7 +36,9 @@ fn indexes(state: &State) -> Result<(), String> {
     ensure(state.names.len() == state.objects.len(), || "names and objects differ in number".to_owned())?;
     let (mut by_host, mut moves, mut active) =
         (imbl::OrdSet::new(), imbl::OrdSet::new(), imbl::OrdSet::new());
+    let mut marks = Marks::default();
     for (key, object) in &state.objects {
+        marks.follow(None, Some(object));
         let named = state.names.get(&(key.0, object.name().clone()));
         ensure(named == Some(&key.1), || format!("{} is not found by its name", object.name()))?;
         ensure(object.revision() <= state.revision(), || format!("{} is from the future", object.name()))?;
@@ -55,6 +58,7 @@ fn indexes(state: &State) -> Result<(), String> {
             active.insert(*key);
         }
     }
+    ensure(marks == state.marks, || "the index of VMs by label is wrong".to_owned())?;
     ensure(by_host == state.by_host, || "the index of VMs by host is wrong".to_owned())?;
     ensure(moves == state.moves, || "the index of migrations by host is wrong".to_owned())?;
     ensure(active == state.active, || "the index of what is under way is wrong".to_owned())?;

@@ -3,8 +3,8 @@
 mod steps;
 mod write;
 
-pub(crate) use steps::step;
-pub(crate) use write::{call_off, cancel, create, host_removed};
+pub(crate) use steps::{note_effect, step};
+pub(crate) use write::{call_off, call_off_drain, cancel, create, host_removed};
 
 use dunlin_model::migration::{Migration, MigrationPhase};
 use thiserror::Error;

@@ -78,7 +78,9 @@ pub fn recount(state: &State, host: HostId) -> Reserved {
 pub fn check_room(state: &State, host: &Host, spec: &VmSpec) -> Result<(), Rejected> {
     let policy = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
     let (caps, reserved) = (&host.status.capabilities, &host.status.reserved);
-    let free_mib = caps.mem_mib.saturating_sub(policy.host_reserve_mib).saturating_sub(reserved.mem_mib);
+    let sellable_mib = caps.mem_mib.saturating_sub(policy.host_reserve_mib);
+    let sellable_mib = sellable_mib.saturating_mul(policy.mem_overcommit_percent.into()) / 100;
+    let free_mib = sellable_mib.saturating_sub(reserved.mem_mib);
     let name = &host.metadata.name;
     if free_mib < spec.mem_mib {
         let message =

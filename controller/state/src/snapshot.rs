@@ -143,6 +143,7 @@ fn insert(state: &mut State, object: Arc<Object>) {
     if open {
         state.active.insert(key);
     }
+    state.marks.follow(None, Some(&object));
     state.event_count += usize::from(key.0 == Kind::Event);
     state.names.insert((key.0, object.name().clone()), key.1);
     state.objects.insert(key, object);

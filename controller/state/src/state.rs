@@ -7,11 +7,12 @@ use dunlin_model::event::Event;
 use dunlin_model::host::Host;
 use dunlin_model::image::Image;
 use dunlin_model::migration::Migration;
+use dunlin_model::recommendation::Recommendation;
 use dunlin_model::task::Task;
 use dunlin_model::vm::Vm;
 use dunlin_model::{
-    ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object, Revision, TaskId,
-    Timestamp, VmId,
+    ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object, RecommendationId,
+    Revision, TaskId, Timestamp, VmId,
 };
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use crate::changes::History;
 use crate::keys::Answers;
+use crate::rules::Marks;
 
 /// Every object of the fleet. Cloning is O(1) and gives a snapshot that never changes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,6 +36,8 @@ pub struct State {
     pub(crate) moves: OrdSet<(HostId, MigrationId)>,
     /// Migrations and tasks that are not over.
     pub(crate) active: OrdSet<(Kind, Uuid)>,
+    /// VMs by the labels they carry and by those they keep away from.
+    pub(crate) marks: Marks,
     /// Events among the objects.
     pub(crate) event_count: usize,
     pub(crate) fences: OrdMap<VmId, Fence>,
@@ -120,6 +124,7 @@ typed! {
     Migration MigrationId migration migration_named migrations;
     Task TaskId task task_named tasks;
     Event EventId event event_named events;
+    Recommendation RecommendationId recommendation recommendation_named recommendations;
 }
 
 impl Typed for Cluster {

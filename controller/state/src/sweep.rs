@@ -10,6 +10,8 @@ use crate::{State, token};
 pub const ENDED_MIGRATIONS_MAX: usize = 1_000;
 /// Ended tasks kept for people to look at.
 pub const ENDED_TASKS_MAX: usize = 1_000;
+/// Ended recommendations kept: dismissed ones are remembered by them.
+pub const ENDED_RECOMMENDATIONS_MAX: usize = 1_000;
 /// So many more may gather before a sweep is worth a write.
 pub const SWEEP_SLACK: usize = 100;
 
@@ -32,6 +34,13 @@ fn ended_tasks(state: &State) -> Ended {
     over
 }
 
+fn ended_recommendations(state: &State) -> Ended {
+    let over = state.recommendations().filter(|found| found.status.phase.is_terminal());
+    let mut over: Ended = over.map(|found| (found.status.since, found.metadata.uid.0)).collect();
+    over.sort_unstable();
+    over
+}
+
 impl State {
     /// Is there enough to drop to make a Sweep worth while?
     #[must_use]
@@ -42,6 +51,8 @@ impl State {
                 && ended_migrations(self).len() > ENDED_MIGRATIONS_MAX + SWEEP_SLACK
             || self.count(Kind::Task) > ENDED_TASKS_MAX + SWEEP_SLACK
                 && ended_tasks(self).len() > ENDED_TASKS_MAX + SWEEP_SLACK
+            || self.count(Kind::Recommendation) > ENDED_RECOMMENDATIONS_MAX + SWEEP_SLACK
+                && ended_recommendations(self).len() > ENDED_RECOMMENDATIONS_MAX + SWEEP_SLACK
     }
 
     fn count(&self, kind: Kind) -> usize {
@@ -56,6 +67,7 @@ pub(crate) fn sweep(draft: &mut Draft) {
     for (kind, ended, keep) in [
         (Kind::Migration, ended_migrations(&draft.state), ENDED_MIGRATIONS_MAX),
         (Kind::Task, ended_tasks(&draft.state), ENDED_TASKS_MAX),
+        (Kind::Recommendation, ended_recommendations(&draft.state), ENDED_RECOMMENDATIONS_MAX),
     ] {
         let surplus = ended.len().saturating_sub(keep);
         for (_, uid) in ended.into_iter().take(surplus) {

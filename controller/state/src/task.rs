@@ -3,14 +3,14 @@
 use dunlin_model::capabilities::DriverPower;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
-use dunlin_model::task::{Act, Task, TaskPhase, TaskSpec, TaskStatus};
+use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Labels, Name, Object, TaskId, VmId};
 use thiserror::Error;
 
 use crate::draft::Draft;
 use crate::state::OrderFor;
-use crate::{Rejected, host};
+use crate::{Rejected, host, migration};
 
 /// Seconds a power button may be waited for.
 const TIMEOUT_S: std::ops::RangeInclusive<u64> = 1..=86_400;
@@ -42,12 +42,17 @@ pub(crate) fn create(draft: &mut Draft, uid: TaskId, name: &Name, spec: &TaskSpe
         }
         _ => {}
     }
+    let mut status = TaskStatus::default();
     let spec = match spec.act {
-        Act::Drain => drain(draft, uid, spec)?,
+        Act::Drain => {
+            let was_cordoned = draft.state.host(HostId(spec.uid)).is_some_and(|host| host.spec.cordoned);
+            status.drain = Some(DrainProgress { was_cordoned, ..DrainProgress::default() });
+            drain(draft, uid, spec)?
+        }
         Act::Shutdown { .. } | Act::Reboot { .. } | Act::Reset | Act::Save => order(draft, uid, spec)?,
     };
     let metadata = draft.card::<Task, _>(uid, uid.0, name, &Labels::new())?;
-    let task = Task { metadata, spec, status: TaskStatus::default() };
+    let task = Task { metadata, spec, status };
     let message = format!("{} of {}", task.spec.act.as_str(), task.spec.name);
     draft.event(EventLevel::Normal, "TaskQueued", &Object::Task(task.clone()), message);
     draft.put(task);
@@ -127,7 +132,12 @@ pub(crate) fn cancel(draft: &mut Draft, uid: TaskId) -> Result<(), Rejected> {
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     task.status.cancel = true;
+    let drained = (task.spec.act == Act::Drain).then_some(HostId(task.spec.uid));
     draft.put(task);
+    if let Some(host) = drained {
+        migration::call_off_drain(draft, host)?;
+    }
+    draft.answer(Kind::Task, uid.0);
     Ok(())
 }
 
@@ -137,6 +147,7 @@ pub(crate) fn progress(
     phase: TaskPhase,
     progress_percent: u32,
     message: &str,
+    drain: Option<DrainProgress>,
 ) -> Result<(), Rejected> {
     let mut task = draft.take::<Task>(uid)?;
     let phase = next(task.status.phase, phase).map_err(|illegal| {
@@ -145,6 +156,9 @@ pub(crate) fn progress(
     task.status.started = task.status.started.or(Some(draft.now()));
     task.status.progress_percent = progress_percent.min(100);
     message.clone_into(&mut task.status.message);
+    if let (Some(known), Some(news)) = (&mut task.status.drain, drain) {
+        *known = DrainProgress { was_cordoned: known.was_cordoned, ..news };
+    }
     task.status.phase = phase;
     if phase.is_terminal() {
         task.status.ended = Some(draft.now());
@@ -173,11 +187,8 @@ fn ended(draft: &mut Draft, task: &Task) -> Result<(), Rejected> {
         draft.put(vm);
     }
     let host = HostId(task.spec.uid);
-    if task.spec.act == Act::Drain
+    let uncordon = task.status.drain.is_some_and(|drain| !drain.was_cordoned)
         && task.status.phase == TaskPhase::Cancelled
-        && draft.state.host(host).is_some()
-    {
-        host::set_cordon(draft, host, false)?;
-    }
-    Ok(())
+        && draft.state.host(host).is_some();
+    if uncordon { host::set_cordon(draft, host, false) } else { Ok(()) }
 }

@@ -112,7 +112,13 @@ impl Fleet {
     pub(crate) fn bind(&mut self, number: u64, host: u64) -> Result<Outcome, Rejected> {
         let vm = self.state.vm(vm_id(number)).unwrap();
         let (generation, incarnation) = (vm.metadata.generation, vm.status.incarnation);
-        self.try_apply(&Command::BindVm { vm: vm_id(number), generation, incarnation, host: host_id(host) })
+        self.try_apply(&Command::BindVm {
+            vm: vm_id(number),
+            generation,
+            incarnation,
+            host: host_id(host),
+            why: None,
+        })
     }
 
     pub(crate) fn observe(&mut self, number: u64, seen: Seen) -> Result<Outcome, Rejected> {
@@ -136,6 +142,7 @@ impl Fleet {
             to: to.map(|name| name.parse().unwrap()),
             cause: MigrationCause::User,
             limits: MigrationLimits::default(),
+            grounds: None,
         };
         let name = format!("m{number}").parse().unwrap();
         Write::CreateMigration { uid: migration_id(number), name, spec }

@@ -43,7 +43,7 @@ use tokio::sync::{OnceCell, broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use self::owner::{Answer, Ask, State, Verb};
-use self::process::{Process, Stat};
+use self::process::{Process, Stat, waited_ms};
 use self::record::RunDir;
 use crate::hypervisor::{DriverResult, Guest, Hypervisor, Launch, Notice, Run};
 use crate::{DriverError, error::DriverErrorKind};
@@ -369,8 +369,9 @@ impl Hypervisor for Qemu {
         self.adopt("sample").await?;
         let alive = self.guests().values().filter_map(Handle::guest).collect::<Vec<_>>();
         let measure = |guest: Guest| {
-            let (cpu_ms, rss_mib) = Stat::read(guest.pid?).ok()?.usage();
-            Some(Sample { vm: guest.vm, cpu_ms, rss_mib })
+            let pid = guest.pid?;
+            let (cpu_ms, rss_mib) = Stat::read(pid).ok()?.usage();
+            Some(Sample { vm: guest.vm, cpu_ms, wait_ms: waited_ms(pid), rss_mib, dirty_mib_s: None })
         };
         Ok(alive.into_iter().filter_map(measure).collect())
     }

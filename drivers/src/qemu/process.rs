@@ -153,6 +153,20 @@ impl Stat {
     }
 }
 
+/// How long the threads of a process have been ready to run while no CPU was free, ms: the second number of
+/// /proc/PID/task/TID/schedstat, ns (Documentation/scheduler/sched-stats.rst). 0 where the kernel does not count it.
+/// What a thread that has ended waited is lost with it, so the sum may go back.
+pub(super) fn waited_ms(pid: u32) -> u64 {
+    let Ok(tasks) = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")) else {
+        return 0;
+    };
+    let waited_ns = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    tasks.flatten().filter_map(waited_ns).sum::<u64>() / 1_000_000
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

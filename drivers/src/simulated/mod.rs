@@ -469,7 +469,9 @@ impl Hypervisor for SimDriver {
         let sample = |record: &Record| Sample {
             vm: record.vm,
             cpu_ms: record.ran_ms(now).saturating_mul(record.sim.cpu_percent.into()) / 100,
+            wait_ms: 0,
             rss_mib: record.mem_mib,
+            dirty_mib_s: Some(record.sim.dirty_mib_s),
         };
         Ok(live.map(sample).collect())
     }

@@ -1,9 +1,18 @@
 //! A machine that runs guests.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::HostCapabilities;
-use crate::{HostId, Resource, Timestamp};
+use crate::invalid::in_range;
+use crate::vm::Scope;
+use crate::{HostId, Invalid, Name, Resource, Timestamp};
+
+/// Most taints of one host: more is a label set.
+pub const TAINTS_MAX: usize = 16;
+/// Longest key or value of a taint, bytes: a label's.
+const TAINT_MAX: usize = crate::meta::LABEL_MAX;
 
 /// One enrolled host.
 pub type Host = Resource<HostId, HostSpec, HostStatus>;
@@ -15,6 +24,41 @@ pub struct HostSpec {
     /// Takes no new VM when set; those it has stay.
     #[serde(default)]
     pub cordoned: bool,
+    /// The rack it stands in, which may fail as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<Name>,
+    /// The zone it stands in, which may fail as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Name>,
+    /// Takes only VMs that put up with every one of these; those it has stay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub taints: BTreeMap<String, String>,
+}
+
+impl HostSpec {
+    /// Refuses taints that are too many or too long.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        in_range("spec.taints", self.taints.len() as u64, 0..=TAINTS_MAX as u64)?;
+        for (key, value) in &self.taints {
+            if key.is_empty() || key.len() > TAINT_MAX || value.len() > TAINT_MAX {
+                let field = format!("spec.taints[{key:?}]");
+                let problem = "the key is empty, or key or value too long";
+                return Err(Invalid::new(field, problem, "keys of 1 to 253 bytes, values up to 253"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Do both hosts count as one place?
+#[must_use]
+pub fn same_place(a: &Host, b: &Host, scope: Scope) -> bool {
+    let same = a.metadata.uid == b.metadata.uid;
+    match scope {
+        Scope::Host => same,
+        Scope::Rack => same || (a.spec.rack.is_some() && a.spec.rack == b.spec.rack),
+        Scope::Zone => a.spec.zone == b.spec.zone,
+    }
 }
 
 /// What the host is.

@@ -51,6 +51,8 @@ uid! {
     TaskId,
     /// One recorded event.
     EventId,
+    /// One move that the balancer would make.
+    RecommendationId,
 }
 
 macro_rules! counter {

@@ -6,9 +6,11 @@
 //! Every object reads as `{kind, metadata, spec, status}`: the spec is what somebody asked for, the status what the
 //! fleet reports. Start at [`Object`], then [`Vm`](vm::Vm) and [`fleet`](desired) for what a host is told.
 
+pub mod advice;
 pub mod capabilities;
 pub mod cluster;
 pub mod code;
+pub mod decision;
 pub mod desired;
 pub mod event;
 pub mod host;
@@ -19,6 +21,7 @@ pub mod meta;
 pub mod migration;
 pub mod object;
 pub mod observed;
+pub mod recommendation;
 pub mod task;
 #[cfg(test)]
 mod tests;
@@ -26,8 +29,8 @@ pub mod vm;
 
 pub use code::ErrorCode;
 pub use id::{
-    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId, Revision,
-    TaskId, VmId,
+    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId,
+    RecommendationId, Revision, TaskId, VmId,
 };
 pub use invalid::Invalid;
 pub use meta::{Labels, Metadata, Name, Resource, Secret, Timestamp};

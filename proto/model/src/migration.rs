@@ -13,6 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::{Decision, Effect, Grounds};
 use crate::invalid::in_range;
 use crate::{HostId, Incarnation, Invalid, MigrationId, Name, Resource, Timestamp, VmId};
 
@@ -35,6 +36,9 @@ pub struct MigrationSpec {
     /// How it is to be done.
     #[serde(default)]
     pub limits: MigrationLimits,
+    /// Why the fleet wants it, when nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grounds: Option<Grounds>,
 }
 
 /// Who wanted it.
@@ -45,6 +49,8 @@ pub enum MigrationCause {
     User,
     /// Its host is being drained.
     Drain,
+    /// To level the load.
+    Balance,
 }
 
 /// Bounds of one migration.
@@ -122,6 +128,12 @@ pub struct MigrationStatus {
     /// What the hypervisor measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<MigrationFigures>,
+    /// Why the destination was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Decision>,
+    /// What came of it, measured a while after its end, when it had grounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
     /// When each phase began, in order.
     pub history: Vec<(MigrationPhase, Timestamp)>,
 }

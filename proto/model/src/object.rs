@@ -11,6 +11,7 @@ use crate::event::Event;
 use crate::host::Host;
 use crate::image::Image;
 use crate::migration::Migration;
+use crate::recommendation::Recommendation;
 use crate::task::Task;
 use crate::vm::Vm;
 use crate::{Invalid, Labels, Name, Revision};
@@ -32,12 +33,22 @@ pub enum Kind {
     Task,
     /// Something that happened.
     Event,
+    /// A move that the balancer would make, for somebody to approve.
+    Recommendation,
 }
 
 impl Kind {
     /// Every kind, in the order the docs list them.
-    pub const ALL: [Self; 7] =
-        [Self::Cluster, Self::Host, Self::Vm, Self::Image, Self::Migration, Self::Task, Self::Event];
+    pub const ALL: [Self; 8] = [
+        Self::Cluster,
+        Self::Host,
+        Self::Vm,
+        Self::Image,
+        Self::Migration,
+        Self::Task,
+        Self::Event,
+        Self::Recommendation,
+    ];
 }
 
 impl fmt::Display for Kind {
@@ -54,7 +65,7 @@ impl FromStr for Kind {
             Invalid::new(
                 "kind",
                 format!("{text:?} is not a kind"),
-                "Cluster, Host, Vm, Image, Migration, Task or Event",
+                "Cluster, Host, Vm, Image, Migration, Task, Event or Recommendation",
             )
         })
     }
@@ -79,6 +90,8 @@ pub enum Object {
     Task(Task),
     /// See [`Kind::Event`].
     Event(Event),
+    /// See [`Kind::Recommendation`].
+    Recommendation(Recommendation),
 }
 
 macro_rules! each {
@@ -91,6 +104,7 @@ macro_rules! each {
             Object::Migration($bound) => $value,
             Object::Task($bound) => $value,
             Object::Event($bound) => $value,
+            Object::Recommendation($bound) => $value,
         }
     };
 }
@@ -107,6 +121,7 @@ impl Object {
             Self::Migration(_) => Kind::Migration,
             Self::Task(_) => Kind::Task,
             Self::Event(_) => Kind::Event,
+            Self::Recommendation(_) => Kind::Recommendation,
         }
     }
 
@@ -152,4 +167,4 @@ macro_rules! from {
     )*};
 }
 
-from!(Cluster Host Vm Image Migration Task Event);
+from!(Cluster Host Vm Image Migration Task Event Recommendation);

@@ -146,6 +146,12 @@ pub struct Sample {
     pub vm: VmId,
     /// CPU time used since it started, ms.
     pub cpu_ms: u64,
+    /// Time its threads were ready to run and no CPU was free, since it started, ms: what it wanted and did not get.
+    #[serde(default)]
+    pub wait_ms: u64,
     /// Resident memory, MiB.
     pub rss_mib: u64,
+    /// Memory it writes over, MiB/s, where the hypervisor can tell that cheaply.
+    #[serde(default)]
+    pub dirty_mib_s: Option<u64>,
 }

@@ -75,12 +75,35 @@ pub struct TaskStatus {
     /// What it waits for, or how it ended.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// How far a drain is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainProgress>,
     /// When it began to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<Timestamp>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
+}
+
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainProgress {
+    /// The host was cordoned before: it stays so when the drain is cancelled.
+    pub was_cordoned: bool,
+    /// VMs moved away so far.
+    pub moved: u64,
+    /// VMs still on the host.
+    pub left: u64,
+    /// Of those, VMs that fit nowhere now.
+    pub stuck: u64,
+    /// The wave it is in, from 1; 0 before the first.
+    pub wave: u32,
+    /// Waves in all, as far as can be seen now.
+    pub waves: u32,
+    /// Until the last VM is moved, s, by what the moves so far have taken. None before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
 }
 
 /// See the picture in the module docs.

@@ -2,19 +2,29 @@
 
 use dunlin_model::Invalid;
 use dunlin_model::cluster as model;
-use dunlin_model::cluster::ClusterSpec;
+use dunlin_model::cluster::{BalanceSpec, ClusterSpec};
 
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-choices!([default] PlacementPolicy { Spread, Pack });
+choices!([default] PlacementPolicy { Spread, Pack, PowerSaving });
 
 records!([default] ClusterSpec {
     placement,
     cpu_overcommit_percent or ClusterSpec::default().cpu_overcommit_percent,
     host_reserve_mib or ClusterSpec::default().host_reserve_mib,
     migrations_per_host or ClusterSpec::default().migrations_per_host,
+    migrations_per_fleet or ClusterSpec::default().migrations_per_fleet,
+    spare_hosts,
+    balance,
+    weights,
+    without,
+    mem_overcommit_percent or ClusterSpec::default().mem_overcommit_percent,
 });
+
+records!([default] BalanceSpec { mode, level or BalanceSpec::default().level });
+
+choices!([default] BalanceMode { Off, Recommend, Auto });
 
 records!([default] ClusterStatus { controllers, leader });
 

@@ -7,9 +7,9 @@ use dunlin_model::{Invalid, Timestamp};
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-records!(MigrationSpec { vm, vm_name, to, cause, limits });
+records!(MigrationSpec { vm, vm_name, to, cause, limits, grounds });
 
-choices!(MigrationCause { User, Drain });
+choices!(MigrationCause { User, Drain, Balance });
 
 records!([default] MigrationLimits {
     downtime_ms or MigrationLimits::default().downtime_ms,
@@ -31,6 +31,8 @@ records!([default] MigrationStatus {
     message,
     figures,
     history,
+    chosen,
+    effect,
 });
 
 choices!([default] MigrationPhase {

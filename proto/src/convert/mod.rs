@@ -7,7 +7,9 @@
 
 #[macro_use]
 mod rules;
+mod advice;
 mod cluster;
+mod decision;
 mod device;
 mod host;
 mod migration;

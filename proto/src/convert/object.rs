@@ -8,6 +8,7 @@ use model::event::{Event, EventSpec, EventStatus};
 use model::host::{Host, HostSpec, HostStatus};
 use model::image::{Image, ImageSpec, ImageStatus};
 use model::migration::{Migration, MigrationSpec, MigrationStatus};
+use model::recommendation::{Recommendation, RecommendationSpec, RecommendationStatus};
 use model::task::{Task, TaskSpec, TaskStatus};
 use model::vm::{Vm, VmSpec, VmStatus};
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-choices!(Kind { Cluster, Host, Vm, Image, Migration, Task, Event });
+choices!(Kind { Cluster, Host, Vm, Image, Migration, Task, Event, Recommendation });
 
 oneofs!(Object in object {
     Cluster "cluster" (object),
@@ -25,6 +26,7 @@ oneofs!(Object in object {
     Migration "migration" (object),
     Task "task" (object),
     Event "event" (object),
+    Recommendation "recommendation" (object),
 });
 
 impl<Id: Wire<String>> Wire<Option<v1::Metadata>> for Metadata<Id> {
@@ -93,10 +95,11 @@ macro_rules! objects {
 
 objects! {
     Cluster ClusterSpec ClusterStatus ClusterSpec::validate;
-    Host HostSpec HostStatus |_| Ok(());
+    Host HostSpec HostStatus HostSpec::validate;
     Vm VmSpec VmStatus VmSpec::validate;
     Image ImageSpec ImageStatus ImageSpec::validate;
     Migration MigrationSpec MigrationStatus |spec| spec.limits.validate();
     Task TaskSpec TaskStatus |_| Ok(());
     Event EventSpec EventStatus |_| Ok(());
+    Recommendation RecommendationSpec RecommendationStatus |_| Ok(());
 }

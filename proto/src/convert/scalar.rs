@@ -7,7 +7,7 @@ use dunlin_model::invalid::in_range;
 use dunlin_model::vm::Mac;
 use dunlin_model::{
     ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, Invalid, Labels, MigrationId,
-    Name, Revision, Secret, TaskId, Timestamp, VmId,
+    Name, RecommendationId, Revision, Secret, TaskId, Timestamp, VmId,
 };
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ macro_rules! same {
     )*};
 }
 
-same!(bool u32 u64 String Labels);
+same!(bool u32 u64 i64 String Labels BTreeMap<String, u32>);
 
 macro_rules! numbers {
     ($($kind:ident)*) => {$(
@@ -72,7 +72,7 @@ macro_rules! texts {
     )*};
 }
 
-texts!(Name Mac ClusterId HostId VmId ImageId MigrationId TaskId EventId);
+texts!(Name Mac ClusterId HostId VmId ImageId MigrationId TaskId EventId RecommendationId);
 
 impl Wire<String> for Uuid {
     fn to_wire(self) -> String {

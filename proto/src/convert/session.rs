@@ -104,7 +104,7 @@ mod observed {
 
     records!(ActReport { task, phase, progress_percent, message });
 
-    records!(Sample { vm, cpu_ms, rss_mib });
+    records!(Sample { vm, cpu_ms, wait_ms, rss_mib, dirty_mib_s });
 }
 
 impl Wire<v1::SavedFile> for (String, u64) {

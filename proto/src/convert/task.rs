@@ -23,6 +23,9 @@ records!([default] TaskStatus {
     message,
     started as started_ms,
     ended as ended_ms,
+    drain,
 });
+
+records!(DrainProgress { was_cordoned, moved, left, stuck, wave, waves, eta_s });
 
 choices!([default] TaskPhase { Queued, Running, Succeeded, Failed, Cancelled });

@@ -40,7 +40,13 @@ oneofs!(FileRef in file_ref { Image "image" (name), Path "path" (path) });
 
 choices!([default] RestartPolicy { Never, OnCrash });
 
-records!([default] Placement { host, host_labels, apart_from });
+records!([default] Placement { host, host_labels, apart_from, rules, tolerates, prefers });
+
+records!(Rule { wants, with, over, weight });
+
+choices!(Wants { Together, Apart });
+
+choices!([default] Scope { Host, Rack, Zone });
 
 records!([default] SimSpec {
     boot_ms or SimSpec::default().boot_ms,
@@ -66,6 +72,7 @@ records!([default] VmStatus {
     task,
     restarts,
     since as since_ms,
+    chosen,
 });
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });

@@ -75,6 +75,18 @@ impl Amounts {
         self.with(other, u64::saturating_sub)
     }
 
+    /// The larger of both, amount by amount.
+    #[must_use]
+    pub fn max_with(self, other: Self) -> Self {
+        self.with(other, u64::max)
+    }
+
+    /// Half of it, rounded down.
+    #[must_use]
+    pub fn half(self) -> Self {
+        self.with(Self::default(), |amount, _| amount / 2)
+    }
+
     /// One of `parts` equal parts, rounded up, so that the parts hold the whole. No parts count as one.
     #[must_use]
     pub fn part(self, parts: u64) -> Self {
@@ -88,6 +100,13 @@ impl Amounts {
             && self.mem_mib <= room.mem_mib
             && self.huge_mib <= room.huge_mib
             && self.net_mbps <= room.net_mbps
+    }
+
+    /// How many times it fits into `room`; no end of times, `u64::MAX`, when it is nothing.
+    #[must_use]
+    pub fn times_in(&self, room: &Self) -> u64 {
+        let pairs = self.each().into_iter().zip(room.each()).filter(|((_, need), _)| *need > 0);
+        pairs.map(|((_, need), (_, left))| left / need).min().unwrap_or(u64::MAX)
     }
 
     /// The first amount of which `room` has too little: its kind, what is needed, what is left.

@@ -11,7 +11,8 @@ use super::Snapshot;
 use super::amounts::Amounts;
 use super::host::{Fact, FactKind, HostEntry, HostState, NodeSet};
 use super::index::{HostIdx, VmIdx};
-use super::vm::{Demand, Level, RuleEntry, Seat, VmEntry, Want};
+use super::vm::{Demand, Seat, VmEntry};
+use super::wishes;
 use crate::filter::Reason;
 use crate::policy::Policy;
 use crate::request::{Pin, Request};
@@ -39,7 +40,8 @@ impl HostEntry {
         Self {
             state,
             cordoned: host.spec.cordoned,
-            labels: host.metadata.labels.clone(),
+            labels: wishes::labels(host),
+            taints: wishes::taints(&host.spec.taints),
             facts: facts.chain(networks).chain(features).collect(),
             physical,
             total: policy.promised(physical),
@@ -99,13 +101,14 @@ pub fn demand(spec: &VmSpec, labels: &Labels) -> Demand {
     needs.extend(networks);
     let text = |(key, value): (&String, &String)| format!("{key}={value}");
     needs.extend(spec.placement.host_labels.iter().map(text).map(|label| one(FactKind::Label, label)));
-    let apart = |label| RuleEntry { label, level: Level::Host, want: Want::Apart, soft: None };
     Demand {
         amounts: Amounts::new(u64::from(spec.cpus) * 1_000, spec.mem_mib),
         needs,
         images: spec.images().into_iter().map(Name::to_string).collect(),
         labels: labels.iter().map(text).collect(),
-        rules: spec.placement.apart_from.iter().map(text).map(apart).collect(),
+        rules: wishes::rules(&spec.placement),
+        tolerates: wishes::taints(&spec.placement.tolerates),
+        prefers: wishes::prefers(&spec.placement),
         ..Demand::default()
     }
 }

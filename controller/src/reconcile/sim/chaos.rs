@@ -76,7 +76,8 @@ impl World {
     fn migrate(&mut self, vm: VmId) {
         let vm_name = self.state.vm(vm).unwrap().metadata.name.clone();
         let limits = MigrationLimits { timeout_s: 20, ..MigrationLimits::default() };
-        let spec = MigrationSpec { vm, vm_name, to: None, cause: MigrationCause::User, limits };
+        let spec =
+            MigrationSpec { vm, vm_name, to: None, cause: MigrationCause::User, limits, grounds: None };
         let name = format!("m{}", self.index).parse().unwrap();
         let uid = MigrationId(self.rng.uuid());
         self.write(Write::CreateMigration { uid, name, spec });
@@ -108,6 +109,9 @@ impl World {
                 revision: host.metadata.revision,
                 labels: host.metadata.labels,
                 cordoned: false,
+                rack: None,
+                zone: None,
+                taints: Labels::new(),
             });
         }
     }

@@ -1,5 +1,6 @@
 //! What each step of a migration does. The table has already said that the step is legal.
 
+use dunlin_model::decision::Effect;
 use dunlin_model::event::EventLevel;
 use dunlin_model::migration::{Migration, MigrationFigures, MigrationOutcome, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
@@ -10,7 +11,7 @@ use crate::command::MigrationEvent;
 use crate::draft::Draft;
 use crate::reserve::check_room;
 use crate::vm::{fresh_incarnation, keep_disks_here, refuse_moved, restarted, taker};
-use crate::{Rejected, State};
+use crate::{Rejected, State, rules};
 
 pub(crate) fn step(draft: &mut Draft, id: MigrationId, event: &MigrationEvent) -> Result<(), Rejected> {
     let mut migration = draft.take::<Migration>(id)?;
@@ -20,8 +21,9 @@ pub(crate) fn step(draft: &mut Draft, id: MigrationId, event: &MigrationEvent) -
     let mut vm = draft.take::<Vm>(migration.spec.vm)?;
     let m = &mut migration;
     match event {
-        MigrationEvent::Reserve { host, vm_generation, vm_incarnation } => {
+        MigrationEvent::Reserve { host, vm_generation, vm_incarnation, why } => {
             reserve(draft, m, &vm, *host, *vm_generation, *vm_incarnation)?;
+            m.status.chosen = why.as_deref().cloned();
         }
         MigrationEvent::Wait { reason, message } => say(m, reason, message),
         MigrationEvent::Ready { endpoint } => m.status.endpoint = Some(endpoint.clone()),
@@ -79,6 +81,19 @@ impl State {
         self.host_migrations(host).filter(|m| m.status.phase != MigrationPhase::Planned).count()
     }
 
+    /// Live migrations beyond Planned.
+    #[must_use]
+    pub fn migrations_running(&self) -> usize {
+        self.active_migrations().filter(|m| m.status.phase != MigrationPhase::Planned).count()
+    }
+
+    /// Live migrations that may run at once.
+    #[must_use]
+    pub fn migrations_per_fleet(&self) -> usize {
+        let spec = self.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
+        usize::try_from(spec.migrations_per_fleet).unwrap_or(usize::MAX)
+    }
+
     /// Live migrations a host may take part in at once.
     #[must_use]
     pub fn migrations_per_host(&self) -> usize {
@@ -110,6 +125,12 @@ fn reserve(
         let message = format!("its hosts take part in {budget} migrations at once at most");
         return Err(Rejected::new(ErrorCode::NoCapacity, message));
     }
+    let fleet = draft.state.migrations_per_fleet();
+    if draft.state.migrations_running() >= fleet {
+        let message = format!("the fleet runs {fleet} migrations at once at most");
+        return Err(Rejected::new(ErrorCode::NoCapacity, message));
+    }
+    rules::check(&draft.state, vm, &host)?;
     check_room(&draft.state, &host, &vm.spec)?;
     migration.status.to = Some(to);
     migration.status.to_name = Some(host.metadata.name.clone());
@@ -211,4 +232,17 @@ fn announce(draft: &mut Draft, migration: &Migration) {
         }
     };
     draft.event(level, reason, &Object::Migration(migration.clone()), message);
+}
+
+/// Written once, of one that is over and had grounds.
+pub(crate) fn note_effect(draft: &mut Draft, id: MigrationId, effect: Effect) -> Result<(), Rejected> {
+    let mut migration = draft.take::<Migration>(id)?;
+    if migration.spec.grounds.is_none() || !migration.status.phase.is_terminal() {
+        return Err(refuse(&migration, "nothing was predicted of it, or it is not over"));
+    }
+    if migration.status.effect.is_none() {
+        migration.status.effect = Some(effect);
+        draft.put(migration);
+    }
+    Ok(())
 }

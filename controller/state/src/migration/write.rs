@@ -3,7 +3,9 @@
 use dunlin_model::capabilities::DriverPower;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
-use dunlin_model::migration::{Migration, MigrationOutcome, MigrationPhase, MigrationSpec, MigrationStatus};
+use dunlin_model::migration::{
+    Migration, MigrationCause, MigrationOutcome, MigrationPhase, MigrationSpec, MigrationStatus,
+};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{ErrorCode, HostId, Kind, Labels, MigrationId, Name, Object};
 
@@ -117,6 +119,21 @@ pub(crate) fn call_off(draft: &mut Draft, vm: &Vm, why: &str) -> Result<(), Reje
         "VmGone".clone_into(&mut migration.status.reason);
         why.clone_into(&mut migration.status.message);
         draft.put(migration);
+    }
+    Ok(())
+}
+
+/// A drain was cancelled: what it has begun and not yet handed over stays where it is.
+pub(crate) fn call_off_drain(draft: &mut Draft, host: HostId) -> Result<(), Rejected> {
+    let moves: Vec<Migration> = draft.state.host_migrations(host).cloned().collect();
+    for mut migration in moves {
+        let ours = migration.spec.cause == MigrationCause::Drain && migration.status.from == Some(host);
+        if ours && before_hand_over(&migration) && !migration.status.cancel {
+            migration.status.cancel = true;
+            "Cancelled".clone_into(&mut migration.status.reason);
+            "the drain of its host was cancelled".clone_into(&mut migration.status.message);
+            draft.put(migration);
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use dunlin_model::event::Event;
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationPhase};
 use dunlin_model::task::{Act, TaskPhase, TaskSpec};
 use dunlin_model::vm::device::{Disk, DiskBus, DiskFormat, DiskSource};
-use dunlin_model::vm::{Power, SavedState, VmSpec};
+use dunlin_model::vm::{Power, Rule, SavedState, Scope, VmSpec, Wants};
 use dunlin_model::{Incarnation, Kind, Labels, Revision, TaskId, Timestamp};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -21,8 +21,21 @@ fn power(pick: u8) -> Power {
     [Power::Running, Power::Paused, Power::Stopped][usize::from(pick) % 3]
 }
 
+fn label(key: &str, value: &str) -> Labels {
+    [(key.to_owned(), value.to_owned())].into()
+}
+
+/// Every third VM belongs to the app.
+fn labels(pick: u8) -> Labels {
+    if pick.is_multiple_of(3) { label("app", "x") } else { Labels::new() }
+}
+
 fn spec(pick: u8) -> VmSpec {
     let mut spec = VmSpec { power: power(pick), ..VmSpec::new(64 + 100 * u64::from(pick % 5)) };
+    if pick.is_multiple_of(5) {
+        let over = if pick.is_multiple_of(10) { Scope::Host } else { Scope::Rack };
+        spec.placement.rules.push(Rule { wants: Wants::Apart, with: label("app", "x"), over, weight: None });
+    }
     if pick.is_multiple_of(2) {
         spec.disks.push(Disk {
             name: "vda".parse().unwrap(),
@@ -72,6 +85,7 @@ fn event(state: &State, number: u64, pick: u8, other: u8) -> MigrationEvent {
             host: host_id(u64::from(other % 3)),
             vm_generation: vm.map(|vm| vm.metadata.generation).unwrap_or_default(),
             vm_incarnation: vm.map(|vm| vm.status.incarnation).unwrap_or_default(),
+            why: None,
         },
         3 => MigrationEvent::Wait { reason, message },
         4 | 5 => MigrationEvent::Ready { endpoint: Endpoint::default() },
@@ -98,7 +112,7 @@ fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
         0 => Write::CreateVm {
             uid: vm_id(vm),
             name: format!("vm{vm}").parse().unwrap(),
-            labels: Labels::new(),
+            labels: labels(b),
             spec: spec(b),
         },
         1 => Write::SetPower { uid: vm_id(vm), power: power(b) },
@@ -110,7 +124,7 @@ fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
         }
         5 => {
             let revision = fleet.state.vm(vm_id(vm)).map(|vm| vm.metadata.revision).unwrap_or_default();
-            Write::UpdateVm { uid: vm_id(vm), revision, labels: Labels::new(), spec: spec(b) }
+            Write::UpdateVm { uid: vm_id(vm), revision, labels: labels(b), spec: spec(b) }
         }
         // Removed hosts come back with a token, else soon none would be left.
         6 if fleet.state.host(host).is_none() || b > 40 => {
@@ -127,7 +141,15 @@ fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
         }
         _ => {
             let revision = fleet.state.host(host).map(|host| host.metadata.revision).unwrap_or_default();
-            Write::UpdateHost { uid: host, revision, labels: Labels::new(), cordoned: b.is_multiple_of(8) }
+            Write::UpdateHost {
+                uid: host,
+                revision,
+                labels: Labels::new(),
+                cordoned: b.is_multiple_of(8),
+                rack: Some(["r0", "r1"][usize::from(b) % 2].parse().unwrap()),
+                zone: None,
+                taints: if b.is_multiple_of(16) { label("odd", "yes") } else { Labels::new() },
+            }
         }
     }
 }
@@ -146,7 +168,7 @@ fn command(fleet: &Fleet, draw: Draw) -> Command {
     }
     match pick % 32 {
         pick @ 0..=8 => Command::Write { key: format!("k{}", fleet.index), write: write(fleet, draw, pick) },
-        9..=12 => Command::BindVm { vm, generation, incarnation, host },
+        9..=12 => Command::BindVm { vm, generation, incarnation, host, why: None },
         13..=18 => {
             let host = known.and_then(|vm| vm.status.host).unwrap_or(host);
             Command::Observe { vm, host, incarnation, seen: seen(b, a) }
@@ -170,7 +192,13 @@ fn command(fleet: &Fleet, draw: Draw) -> Command {
             let task = fleet.state.active_tasks().next().map(|task| task.metadata.uid);
             let phase = [TaskPhase::Running, TaskPhase::Succeeded, TaskPhase::Cancelled][usize::from(b) % 3];
             let task = task.unwrap_or(TaskId(Uuid::nil()));
-            Command::Progress { task, phase, progress_percent: b.into(), message: "m".to_owned() }
+            Command::Progress {
+                task,
+                phase,
+                progress_percent: b.into(),
+                message: "m".to_owned(),
+                drain: None,
+            }
         }
         30 => Command::Observe { vm, host, incarnation: Incarnation(u64::from(a)), seen: seen(b, a) },
         _ => Command::Sweep,

@@ -178,6 +178,7 @@ fn a_migration_hands_over_and_back() {
         host: host_id(host),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
+        why: None,
     };
     says(&fleet.refused(&migrate(1, reserve(0))), ErrorCode::WrongState, "on that host already");
     fleet.ok(&migrate(1, reserve(1)));
@@ -211,6 +212,7 @@ fn a_migration_hands_over_and_back() {
         host: host_id(1),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
+        why: None,
     };
     fleet.ok(&migrate(2, event));
     assert_eq!(fleet.state.migration(migration_id(2)).unwrap().status.incarnation, Incarnation(4));
@@ -230,6 +232,7 @@ fn a_removed_destination_hands_back() {
         host: host_id(1),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
+        why: None,
     };
     fleet.ok(&migrate(1, reserve));
     fleet.ok(&migrate(1, MigrationEvent::Ready { endpoint: Endpoint::default() }));

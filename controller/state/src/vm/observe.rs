@@ -1,5 +1,6 @@
 //! What the leader and the hosts say of VMs: binding, and every transition of a process.
 
+use dunlin_model::decision::Decision;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::MigrationPhase;
@@ -7,10 +8,10 @@ use dunlin_model::vm::{Power, RestartPolicy, Vm, VmPhase};
 use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Object, VmId};
 
 use super::{RESTARTS_MAX, STEADY_RUN_MS, VmEvent, enter, fresh_incarnation, unbind};
-use crate::Rejected;
 use crate::command::Seen;
 use crate::draft::Draft;
 use crate::reserve::check_room;
+use crate::{Rejected, rules};
 
 pub(crate) fn bind(
     draft: &mut Draft,
@@ -18,6 +19,7 @@ pub(crate) fn bind(
     generation: Generation,
     incarnation: Incarnation,
     host: HostId,
+    why: Option<&Decision>,
 ) -> Result<(), Rejected> {
     let mut vm = draft.take::<Vm>(uid)?;
     refuse_moved(&vm, generation, incarnation)?;
@@ -31,12 +33,14 @@ pub(crate) fn bind(
         let message = format!("the disks of VM {} are not on host {}", vm.metadata.name, host.metadata.name);
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
+    rules::check(&draft.state, &vm, &host)?;
     check_room(&draft.state, &host, &vm.spec)?;
     enter(draft, &mut vm, VmEvent::Bind)?;
     vm.status.host = Some(host.metadata.uid);
     vm.status.host_name = Some(host.metadata.name.clone());
     vm.status.incarnation = fresh_incarnation(draft, uid);
     vm.status.continues = None;
+    vm.status.chosen = why.cloned();
     let message = format!("on host {} as incarnation {}", host.metadata.name, vm.status.incarnation);
     draft.event(EventLevel::Normal, "VmScheduled", &Object::Vm(vm.clone()), message);
     draft.put(vm);

@@ -12,15 +12,16 @@
 //! A live migration does not change the phase: `status.migration` names it while it lasts.
 
 pub mod device;
+pub mod placement;
 pub mod spec;
 
 pub use device::{Disk, DiskBus, DiskFormat, DiskSource, Mac, Nic, NicModel, NicNetwork, Vnc, VncPort};
-pub use spec::{
-    AccelChoice, Arch, Boot, FileRef, MachineType, Placement, Power, RestartPolicy, SimSpec, VmSpec,
-};
+pub use placement::{Placement, Rule, Scope, Wants};
+pub use spec::{AccelChoice, Arch, Boot, FileRef, MachineType, Power, RestartPolicy, SimSpec, VmSpec};
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Decision;
 use crate::{HostId, Incarnation, MigrationId, Name, Resource, TaskId, Timestamp, VmId};
 
 /// One virtual machine.
@@ -66,6 +67,9 @@ pub struct VmStatus {
     /// The save task it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskId>,
+    /// Why it was started on the host it was started on last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Decision>,
     /// Restarts after a crash since it was last started by somebody.
     pub restarts: u32,
     /// Since when it is in this phase.

@@ -1,10 +1,10 @@
 //! What is asked of a VM.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Disk, Nic, Vnc};
+use super::{Disk, Nic, Placement, Vnc};
 use crate::capabilities::{Accel, DriverName};
 use crate::invalid::in_range;
 use crate::{Invalid, Name, Secret};
@@ -117,6 +117,7 @@ impl VmSpec {
         if let Some(vnc) = &self.vnc {
             vnc.validate().map_err(|e| e.under("spec.vnc"))?;
         }
+        self.placement.validate().map_err(|e| e.under("spec.placement"))?;
         if let (Boot::Disk, MachineType::Microvm) = (&self.boot, self.machine) {
             return Err(Invalid::new("spec.boot", "microvm has no firmware disk boot", "a kernel"));
         }
@@ -299,29 +300,6 @@ pub enum RestartPolicy {
     /// It is started again on its host. A guest that powers itself off stays off.
     #[default]
     OnCrash,
-}
-
-/// Where it may run. Everything must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Placement {
-    /// Only on this host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<Name>,
-    /// Only on hosts that carry these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub host_labels: BTreeMap<String, String>,
-    /// Never on a host with another VM that carries one of these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub apart_from: BTreeMap<String, String>,
-}
-
-impl Placement {
-    /// No rule at all?
-    #[must_use]
-    pub fn is_any(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// How the test driver plays a guest.

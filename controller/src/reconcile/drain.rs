@@ -1,0 +1,268 @@
+//! Emptying hosts: a few moves at a time, as many as the budgets let run, until nothing is left that can go.
+//!
+//! ```text
+//! each step: what is left -> moves under way | waits | fits nowhere | can go -> begin as many as there are slots
+//! ```
+//! Where each goes is taken from one assignment for all hosts that are being emptied at this moment, which is the proof
+//! that everything fits; a VM that it has no place for does not hold up the others, and goes as soon as there is room.
+//! Until then the task says which and why. Remembers nothing: what has been done is in the state, so a new leader goes on
+//! where the old one stood.
+
+use std::cell::OnceCell;
+
+use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationPhase, MigrationSpec};
+use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase};
+use dunlin_model::vm::{Power, Vm, VmPhase};
+use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
+use dunlin_scheduler::evacuate::{Evacuation, Evacuee, Misfit, evacuate};
+use dunlin_state::{Command, State, Write};
+use uuid::Uuid;
+
+use super::{Observed, levelling, mirror};
+
+/// Migrations tried for one VM before a drain gives up.
+pub(super) const DRAIN_TRIES_MAX: usize = 3;
+
+/// What stands in the way of a planned migration only for now.
+const WAITS: &[&str] = &["", "Budget", "SourceDown"];
+/// A move that has found no room for so long is called off, ms: the assignment it came from is out of date.
+const PLANNED_MAX_MS: u64 = 10_000;
+
+/// What is left on a host that is being emptied.
+#[derive(Debug, Default)]
+struct Left<'a> {
+    /// On their way.
+    going: Vec<&'a Migration>,
+    /// On their way, and without a place where they were to go.
+    outdated: Vec<&'a Migration>,
+    /// They start, stop, are saved, or are moved by somebody else.
+    waits: usize,
+    /// They could go now.
+    ready: Vec<&'a Vm>,
+}
+
+pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
+    let drains: Vec<&Task> = state.active_tasks().filter(|task| task.spec.act == Act::Drain).collect();
+    let plan = OnceCell::new();
+    for task in &drains {
+        let all = || {
+            let hosts = drains.iter().filter(|task| !task.status.cancel).map(|task| HostId(task.spec.uid));
+            empty(state, observed, now, hosts)
+        };
+        one(state, now, task, || plan.get_or_init(all), commands);
+    }
+}
+
+/// Where everything on those hosts would go now.
+fn empty(
+    state: &State,
+    observed: &Observed,
+    now: Timestamp,
+    hosts: impl Iterator<Item = HostId>,
+) -> Evacuation {
+    let snapshot = mirror::of(state, observed, now);
+    let hosts: Vec<_> = hosts.filter_map(|host| snapshot.find_host(host)).collect();
+    evacuate(&snapshot, &hosts, &levelling::budgets(state))
+}
+
+fn one<'p>(
+    state: &State,
+    time: Timestamp,
+    task: &Task,
+    plan: impl FnOnce() -> &'p Evacuation,
+    commands: &mut Vec<Command>,
+) {
+    let host = HostId(task.spec.uid);
+    let now = task.status.drain.unwrap_or_default();
+    let percent = task.status.progress_percent;
+    if task.status.cancel {
+        commands.extend(tell(task, TaskPhase::Cancelled, percent, "cancelled".to_owned(), now));
+        return;
+    }
+    if state.host(host).is_none() {
+        commands.extend(tell(task, TaskPhase::Failed, 0, "the host was removed".to_owned(), now));
+        return;
+    }
+    let left = match look(state, time, task, host) {
+        Ok(left) => left,
+        Err(why) => {
+            commands.extend(tell(task, TaskPhase::Failed, percent, why, now));
+            return;
+        }
+    };
+    for migration in &left.outdated {
+        let uid = migration.metadata.uid;
+        let key = format!("outdated-{uid}");
+        commands.push(Command::Write { key, write: Write::CancelMigration { uid } });
+    }
+    let slots = slots(state, host, &left);
+    let plan = if left.ready.is_empty() { None } else { Some(plan()) };
+    let going = plan.into_iter().flat_map(|plan| &plan.waves).flat_map(|wave| &wave.moves);
+    let going = going.filter(|step| left.ready.iter().any(|vm| vm.metadata.uid == step.vm));
+    let begun: Vec<&Evacuee> = going.take(slots).collect();
+    commands
+        .extend(begun.iter().filter_map(|step| Some(migrate(task.metadata.uid, state.vm(step.vm)?, step))));
+    let misfits: Vec<&Misfit> =
+        plan.into_iter().flat_map(|plan| &plan.misfits).filter(|misfit| misfit.from == host).collect();
+    let progress = progress(state, task, host, &left, begun.len(), misfits.len());
+    if progress.left == 0 {
+        let message = format!("nothing is left on the host; {} VMs were moved", progress.moved);
+        commands.extend(tell(task, TaskPhase::Succeeded, 100, message, progress));
+        return;
+    }
+    let done = progress.moved * 100 / (progress.moved + progress.left);
+    let percent = u32::try_from(done).unwrap_or(100);
+    let message = describe(&progress, &left, &misfits);
+    commands.extend(tell(task, TaskPhase::Running, percent, message, progress));
+}
+
+/// Writes only what is news; the time that is left passes by itself.
+fn tell(
+    task: &Task,
+    phase: TaskPhase,
+    percent: u32,
+    message: String,
+    drain: DrainProgress,
+) -> Option<Command> {
+    let known = DrainProgress { eta_s: None, ..task.status.drain.unwrap_or_default() };
+    let same = phase == task.status.phase
+        && message == task.status.message
+        && known == DrainProgress { eta_s: None, was_cordoned: known.was_cordoned, ..drain };
+    let (task, drain) = (task.metadata.uid, Some(drain));
+    (!same).then_some(Command::Progress { task, phase, progress_percent: percent, message, drain })
+}
+
+/// Sorts what is on the host. The error is why the drain cannot end well.
+fn look<'a>(state: &'a State, now: Timestamp, task: &Task, host: HostId) -> Result<Left<'a>, String> {
+    let mut left = Left::default();
+    for vm in state.host_vms(host) {
+        if let Some(migration) = state.migration_of(vm) {
+            let ours = migration.spec.cause == MigrationCause::Drain;
+            let status = &migration.status;
+            let waits = status.phase == MigrationPhase::Planned && !WAITS.contains(&status.reason.as_str());
+            let long = now.millis_since(migration.metadata.created) > PLANNED_MAX_MS;
+            if ours && waits && long && !status.cancel {
+                left.outdated.push(migration);
+            }
+            if ours {
+                left.going.push(migration)
+            } else {
+                left.waits += 1
+            }
+            continue;
+        }
+        let runs = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused);
+        if !runs || vm.spec.power == Power::Stopped || vm.status.task.is_some() {
+            left.waits += 1;
+            continue;
+        }
+        let tries = tries(state, task, vm);
+        state.check_movable(vm).map_err(|refusal| refusal.message)?;
+        if tries >= DRAIN_TRIES_MAX {
+            return Err(format!("VM {} could not be moved in {tries} tries", vm.metadata.name));
+        }
+        left.ready.push(vm);
+    }
+    Ok(left)
+}
+
+/// Moves that may be begun now: what the host's budget leaves, of what the fleet's leaves.
+fn slots(state: &State, host: HostId, left: &Left<'_>) -> usize {
+    let planned = left.going.iter().filter(|m| m.status.phase == MigrationPhase::Planned).count();
+    let here = state.migrations_per_host().saturating_sub(state.migrations_on(host) + planned);
+    let fleet = state.migrations_per_fleet().saturating_sub(state.active_migrations().count());
+    here.min(fleet)
+}
+
+fn progress(
+    state: &State,
+    task: &Task,
+    host: HostId,
+    left: &Left<'_>,
+    begun: usize,
+    stuck: usize,
+) -> DrainProgress {
+    let ours = |m: &&Migration| m.spec.cause == MigrationCause::Drain && since(task, host, m);
+    // What is handed over counts as gone from here although its migration is still being tidied up.
+    let gone = |m: &&Migration| matches!(m.status.phase, MigrationPhase::Switching | MigrationPhase::Done);
+    let moved = state.migrations().filter(ours).filter(gone).count() as u64;
+    let (begun, stuck) = (begun as u64, stuck as u64);
+    let rest = (left.going.len() + left.waits + left.ready.len()) as u64;
+    let size = state.migrations_per_host().min(state.migrations_per_fleet()).max(1) as u64;
+    let waves = |vms: u64| u32::try_from(vms.div_ceil(size)).unwrap_or(u32::MAX);
+    let to_go = rest.saturating_sub(stuck);
+    let elapsed_s = task.status.started.map_or(0, |at| state.time().millis_since(at)) / 1_000;
+    DrainProgress {
+        was_cordoned: false,
+        moved,
+        left: rest,
+        stuck,
+        wave: waves(moved + left.going.len() as u64 + begun),
+        waves: waves(moved + to_go),
+        eta_s: (moved > 0).then(|| elapsed_s * to_go / moved),
+    }
+}
+
+fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[&Misfit]) -> String {
+    let DrainProgress { moved, left: rest, wave, waves, .. } = progress;
+    let mut text = format!("wave {wave} of {waves}: {moved} VMs moved, {rest} left");
+    if left.waits > 0 {
+        text.push_str(&format!("; {} start, stop, are saved or are moved by somebody else", left.waits));
+    }
+    if let Some(first) = misfits.first() {
+        let (count, vm, why) = (misfits.len(), &first.vm_name, &first.reason);
+        text.push_str(&format!("; {count} fit nowhere: VM {vm}: {why}"));
+    }
+    text
+}
+
+fn since(task: &Task, host: HostId, migration: &Migration) -> bool {
+    migration.status.from == Some(host) && migration.metadata.created >= task.metadata.created
+}
+
+/// Drain migrations of this VM that had a destination and ended without moving it, since the task began.
+fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
+    let ours = |m: &&Migration| {
+        m.spec.vm == vm.metadata.uid
+            && m.spec.cause == MigrationCause::Drain
+            && m.status.phase.is_terminal()
+            && m.status.to.is_some()
+            && since(task, HostId(task.spec.uid), m)
+    };
+    state.migrations().filter(ours).count()
+}
+
+fn migrate(task: TaskId, vm: &Vm, step: &Evacuee) -> Command {
+    let uid = derive(task, vm);
+    let short: String = vm.metadata.name.as_str().chars().take(40).collect();
+    let name: Name = format!("drain-{short}-{:08x}", uid.0.as_fields().0)
+        .parse()
+        .expect("a word, a cut name and hex digits make a name");
+    let spec = MigrationSpec {
+        vm: vm.metadata.uid,
+        vm_name: vm.metadata.name.clone(),
+        to: Some(step.to_name.clone()),
+        cause: MigrationCause::Drain,
+        limits: MigrationLimits::default(),
+        grounds: None,
+    };
+    Command::Write { key: format!("drain-{uid}"), write: Write::CreateMigration { uid, name, spec } }
+}
+
+/// A uid without randomness: the same step taken twice names the same migration. The VM's revision tells tries apart.
+fn derive(task: TaskId, vm: &Vm) -> MigrationId {
+    MigrationId(uid_of(&[
+        task.0.as_bytes(),
+        vm.metadata.uid.0.as_bytes(),
+        &vm.metadata.revision.0.to_be_bytes(),
+    ]))
+}
+
+/// FNV-1a of the parts, twice, as a uid.
+pub(super) fn uid_of(parts: &[&[u8]]) -> Uuid {
+    let fnv = |seed: u64| {
+        let bytes = parts.iter().flat_map(|part| part.iter());
+        bytes.fold(seed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    };
+    Uuid::from_u64_pair(fnv(0xcbf2_9ce4_8422_2325), fnv(0x9ae1_6a3b_2f90_404f))
+}

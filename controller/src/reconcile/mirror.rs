@@ -1,0 +1,38 @@
+//! The fleet as the scheduler sees it, from the replicated state and what the hosts report.
+
+use dunlin_model::migration::{MigrationOutcome, MigrationPhase};
+use dunlin_model::{Timestamp, VmId};
+use dunlin_scheduler::Snapshot;
+use dunlin_state::State;
+
+use super::Observed;
+
+/// Everything that placement and balancing ask for.
+pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot {
+    let policy = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
+    let second = state.active_migrations().filter_map(|m| Some((m.status.to?, state.vm(m.spec.vm)?)));
+    let guests = state.vms().filter_map(|vm| Some((vm.status.host?, vm))).chain(second);
+    let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests);
+    snapshot.revision = state.revision().0;
+    snapshot.now_ms = now.0;
+    let known: Vec<_> = snapshot.vms().map(|(at, row)| (at, row.uid)).collect();
+    for (at, vm) in known {
+        snapshot.observe_vm(at, observed.loads().of(vm));
+    }
+    for (vm, at) in moved(state) {
+        if let Some(found) = snapshot.find_vm(vm) {
+            snapshot.set_moved(found, Some(at.0));
+        }
+    }
+    snapshot
+}
+
+/// When VMs last changed hosts, oldest first. A migration of long ago that is no longer kept does not matter.
+fn moved(state: &State) -> Vec<(VmId, Timestamp)> {
+    let done = state.migrations().filter(|m| {
+        m.status.phase == MigrationPhase::Done && m.status.outcome == Some(MigrationOutcome::Moved)
+    });
+    let mut moved: Vec<_> = done.filter_map(|m| Some((m.spec.vm, m.status.history.last()?.1))).collect();
+    moved.sort_by_key(|(_, at)| *at);
+    moved
+}
