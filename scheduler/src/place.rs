@@ -4,7 +4,7 @@
 //! snapshot costs one evaluation per profile, when that profile is next asked for. What depends on other VMs (ties) is
 //! asked of the few hosts that are looked at. Refuses to change the snapshot.
 //!
-//! Profiles that ask for the same room share that (`Snapshot::shape`); their facts are asked per class of hosts (the sieve).
+//! Profiles that ask for the same room share that (`Snapshot::shapes`); their facts are asked per class of hosts (the sieve).
 //!
 //! ```text
 //! place(request)
@@ -135,7 +135,10 @@ impl Placer {
         let sieve = self.sieves.entry(request.profile).or_default();
         sieve.follow(snapshot, request.profile);
         let broad = sieve.is_broad();
-        let key = (if broad { snapshot.shape(request.profile) } else { request.profile }, broad);
+        // A shape that floats is shared where there is one; its own is quicker where all are tied to nodes.
+        let [own, floating] = snapshot.shapes(request.profile);
+        let shape = if self.standings.contains_key(&(floating, true)) { floating } else { own };
+        let key = (if broad { shape } else { request.profile }, broad);
         self.follow(snapshot, key);
         let search = Search {
             snapshot,
@@ -251,7 +254,7 @@ impl Search<'_> {
             podium.0[0] = first;
             return podium;
         }
-        self.special.iter().for_each(|place| self.enter_place(*place, &mut podium));
+        self.special.iter().for_each(|place| self.enter_place(*place, wanted, &mut podium));
         let rest_max = passing_rest_max(snapshot, request);
         let Some((top, first)) = first else { return podium };
         if podium.bar(wanted).is_some_and(|(bar, _)| top + rest_max < bar) {
@@ -285,21 +288,36 @@ impl Search<'_> {
         }
     }
 
-    /// Enters the hosts of a place. Where all of them have the same wishes met, that is counted once.
-    fn enter_place(&self, (level, place): Place, podium: &mut Podium) {
+    /// Enters the hosts of a place. Where all of them have the same wishes met, only its best.
+    fn enter_place(&self, (level, place): Place, wanted: usize, podium: &mut Podium) {
         let (snapshot, request) = (self.snapshot, self.request);
         let members = snapshot.members(level, place);
         let mut soft = snapshot.ties(request.ties).rules.iter().filter(|rule| !rule.is_hard());
         let alike =
             level == Level::Rack && request.from.is_none() && soft.all(|rule| rule.level == Level::Rack);
-        let same = members.first().filter(|_| alike).map(|first| passing(snapshot, request, *first));
-        for host in members {
-            let Some(score) = self.standing.score(*host) else { continue };
-            let score = score + same.unwrap_or_else(|| passing(snapshot, request, *host));
-            let matters = |(bar, at): (u64, HostIdx)| score > bar || (score == bar && *host < at);
-            if podium.bar(2).is_none_or(matters) && self.allowed(*host) {
-                podium.enter(score, *host);
+        let Some(first) = members.first().filter(|_| alike) else {
+            for host in members {
+                if let Some(score) = self.standing.score(*host).filter(|_| self.allowed(*host)) {
+                    podium.enter(score + passing(snapshot, request, *host), *host);
+                }
             }
+            return;
+        };
+        let extra = passing(snapshot, request, *first);
+        let order = |(score, host): (u64, HostIdx)| (score, std::cmp::Reverse(host));
+        let mut last = None;
+        for _ in 0..members.len() {
+            let scored = members.iter().filter_map(|host| Some((self.standing.score(*host)?, *host)));
+            let after = scored.filter(|next| last.is_none_or(|last| order(*next) < order(last)));
+            let Some(next) = after.max_by_key(|next| order(*next)) else { return };
+            let lost = |bar: (u64, HostIdx)| order((next.0 + extra, next.1)) < order(bar);
+            if podium.bar(wanted).is_some_and(lost) {
+                return;
+            }
+            if self.allowed(next.1) {
+                podium.enter(next.0 + extra, next.1);
+            }
+            last = Some(next);
         }
     }
 }

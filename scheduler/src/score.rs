@@ -99,7 +99,7 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
 }
 
 fn share(part: u64, whole: u64) -> u64 {
-    if whole == 0 { 0 } else { part.min(whole).saturating_mul(TERM_MAX) / whole }
+    part.min(whole).saturating_mul(TERM_MAX).checked_div(whole).unwrap_or(0)
 }
 
 /// Thousandths of CPU and memory left free once the VM is there, on average.

@@ -161,11 +161,12 @@ impl Snapshot {
         self.host_changes
     }
 
-    /// The profile that asks for the same room, and for no facts: what hosts have left is worth the same to both. Where
-    /// it does not matter how nodes are filled, one that floats: nodes are then asked of the hosts that are looked at.
+    /// The profile that asks for the same room and no facts: what hosts have left is worth the same to both. Then the same
+    /// of a VM that floats, where it does not matter how nodes are filled: nodes are then asked of the hosts looked at.
     #[must_use]
-    pub fn shape(&self, profile: ProfileIdx) -> ProfileIdx {
-        self.words.shapes[profile.at()][usize::from(!self.weights.counts_nodes())]
+    pub fn shapes(&self, profile: ProfileIdx) -> [ProfileIdx; 2] {
+        let [own, floating] = self.words.shapes[profile.at()];
+        [own, if self.weights.counts_nodes() { own } else { floating }]
     }
 
     /// The hosts of a host, rack or zone, sorted.

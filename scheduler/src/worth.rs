@@ -46,7 +46,7 @@ impl Worths {
 
     /// Learns from what is asked for in all, and what the hosts offer in all.
     pub(crate) fn learn(&mut self, asked: Amounts, offered: Amounts) {
-        self.per_mix = asked.each().map(|(_, amount)| if amount == 0 { 0 } else { u64::MAX / amount });
+        self.per_mix = asked.each().map(|(_, amount)| u64::MAX.checked_div(amount).unwrap_or(0));
         let pairs = asked.each().into_iter().zip(offered.each());
         // The less is left of an amount, the dearer it is.
         let dear: Vec<u64> = pairs
