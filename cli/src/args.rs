@@ -8,6 +8,7 @@ use crate::verbs::balance::BalanceVerb;
 use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
 use crate::verbs::explain::ExplainArgs;
 use crate::verbs::host_set::HostSetArgs;
+use crate::verbs::simulate::SimulateArgs;
 use crate::verbs::vm_flags::VmFlags;
 
 /// Virtual machines over a fleet of hosts.
@@ -83,6 +84,8 @@ pub(crate) enum Noun {
     Balance(BalanceVerb),
     /// Say why a VM, host or migration is as it is
     Explain(ExplainArgs),
+    /// Replay arrivals over a fleet file under a policy, or plan a Ganeti cluster
+    Simulate(SimulateArgs),
     /// Where `dunlin` talks to when not told
     #[command(subcommand)]
     Context(ContextVerb),

@@ -182,6 +182,17 @@ pub fn refuse(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<R
     GROUPS.iter().find_map(|group| refuse_by(group, snapshot, request, host))
 }
 
+/// Would a host of that class take a VM of that profile, as far as facts and taints go?
+pub(crate) fn class_takes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> bool {
+    refuse_by(CLASS, snapshot, &Request::imagined(profile, TiesIdx(0)), host).is_none()
+}
+
+/// Does a hard rule of some VM that is there name a label of these?
+pub(crate) fn is_named(snapshot: &Snapshot, ties: &Ties) -> bool {
+    let roles = [Role::Shunner, Role::Binder, Role::Keeper];
+    ties.labels.iter().any(|label| roles.iter().any(|role| snapshot.presence().of(*role, *label).all() > 0))
+}
+
 /// Everything that refuses the host, each thing once: what would all have to change.
 #[must_use]
 pub fn refusals(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<Reason> {
@@ -197,17 +208,6 @@ pub fn refusals(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<Re
     reasons.extend(short.skip(1).map(|((kind, _), _)| too_little(kind)));
     reasons.retain(|reason| !dropped(reason));
     reasons
-}
-
-/// Would a host of that class take a VM of that profile, as far as facts and taints go?
-pub(crate) fn class_takes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> bool {
-    refuse_by(CLASS, snapshot, &Request::imagined(profile, TiesIdx(0)), host).is_none()
-}
-
-/// Does a hard rule of some VM that is there name a label of these?
-pub(crate) fn is_named(snapshot: &Snapshot, ties: &Ties) -> bool {
-    let roles = [Role::Shunner, Role::Binder, Role::Keeper];
-    ties.labels.iter().any(|label| roles.iter().any(|role| snapshot.presence().of(*role, *label).all() > 0))
 }
 
 fn is_source(_: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {

@@ -179,6 +179,7 @@ pub const TERMS: &[Term] = &[
     Term::Prefers,
     Term::Affinity,
     Term::NearSource,
+    Term::RoomToGrow,
 ];
 
 impl Term {
@@ -197,6 +198,7 @@ impl Term {
             Self::Prefers => "prefers",
             Self::Affinity => "affinity",
             Self::NearSource => "near-source",
+            Self::RoomToGrow => "room-to-grow",
         }
     }
 }

@@ -97,10 +97,21 @@ static pid_t load_the_rest(void)
     _exit(127);
 }
 
+/* Asks for all the CPU there is, and for none that the tick wants. */
+static void burn(void)
+{
+    if (fork() != 0)
+        return;
+    if (nice(19) == -1)
+        _exit(1);
+    for (volatile unsigned long spins = 0;; spins++)
+        ;
+}
+
 int main(void)
 {
     static char cmdline[4096];
-    char disk[16], name[32];
+    char disk[16], name[32], flag[4];
     struct ring ring = {0};
 
     mount("dev", "/dev", "devtmpfs", 0, NULL);
@@ -115,6 +126,8 @@ int main(void)
     load_modules("early");
     if (cmdline_value(cmdline, "tick.name=", name, sizeof name))
         memcpy(ring.name, name, strlen(name));
+    if (cmdline_value(cmdline, "tick.burn=", flag, sizeof flag))
+        burn();
     ring_open(&ring, cmdline_value(cmdline, "tick.disk=", disk, sizeof disk));
     tick_forever(&ring, console, load_the_rest());
 }

@@ -213,11 +213,18 @@ impl Fleet {
 
     /// Creates and starts a VM that ticks, with `disk` as its disk argument.
     pub fn create_ticking(&self, name: &str, disk: &str, more: &[&str]) -> anyhow::Result<Vm> {
+        self.create_guest(name, disk, "", more)?;
+        self.wait_phase(name, VmPhase::Running, BOOT_LIMIT)
+    }
+
+    /// The same, with `knobs` of the test guest behind its command line, and without waiting.
+    pub fn create_guest(&self, name: &str, disk: &str, knobs: &str, more: &[&str]) -> anyhow::Result<()> {
         let cmdline = std::fs::read_to_string(guest_dir()?.join("cmdline"))?;
+        let cmdline = format!("{} {knobs}", cmdline.trim());
         let words = ["vm", "create", name, "--mem-mib", "128", "--kernel", "kernel", "--initrd", "initrd"];
         let rest = ["--cmdline", cmdline.trim(), "--disk", disk, "--start"];
         self.ok(&[&words[..], &rest[..], more].concat())?;
-        self.wait_phase(name, VmPhase::Running, BOOT_LIMIT)
+        Ok(())
     }
 
     /// The raw disk file that a VM's host has for it.

@@ -11,6 +11,7 @@ pub(crate) mod image;
 pub(crate) mod listing;
 pub(crate) mod record;
 pub(crate) mod rule_flag;
+pub(crate) mod simulate;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
@@ -45,6 +46,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Context(verb) => return context::run(verb, &around.contexts, format),
         Noun::Completions { shell } => return completions(shell),
         Noun::Errors => return output::line(&crate::errors::table()),
+        Noun::Simulate(args) => return simulate::run(&args, format),
         _ => {}
     }
     let session = open(&cli.endpoint, cli.context.as_deref(), &around.contexts, format)?;
@@ -66,6 +68,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         | Noun::Down(_)
         | Noun::Context(_)
         | Noun::Completions { .. }
+        | Noun::Simulate(_)
         | Noun::Errors => Ok(()),
     }
 }

@@ -1,17 +1,24 @@
 //! Why something is as it is, and what would have to change.
 
-use dunlin_model::advice::{Explanation, HOSTS_MAX, HostVerdict};
+use dunlin_model::advice::{Explanation, HOSTS_MAX, HostVerdict, PlannedMove};
+use dunlin_model::decision::{Effect, Grounds, MoveCost};
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::{Migration, MigrationCause, MigrationPhase};
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{Kind, Name};
+use dunlin_scheduler::explain::remedies;
+use dunlin_scheduler::make_room::{Bounds, RoomMove, make_room};
+use dunlin_scheduler::place::Placer;
 use dunlin_scheduler::score::{Weights, score};
-use dunlin_scheduler::{Request, Snapshot, place, why_not};
+use dunlin_scheduler::{Request, Seat, Snapshot, place, why_not};
 
 use super::Scene;
 use super::facts::{count, cpus, effect, load};
 use super::plans::drain_plan;
 use crate::reconcile::record;
+
+/// Hosts told of that lack least: a few are enough to act on.
+const REMEDIES_MAX: usize = 5;
 
 fn empty(scene: &Scene<'_>, kind: Kind, name: &Name) -> Explanation {
     Explanation {
@@ -35,12 +42,16 @@ pub(crate) fn explain_vm(scene: &Scene<'_>, vm: &Vm) -> Explanation {
     told.decided = migration.and_then(|m| m.status.chosen.clone()).or_else(|| vm.status.chosen.clone());
     let mut snapshot = scene.mirror();
     let request = snapshot.start(vm);
-    decide(&snapshot, &request, &mut told);
+    decide(&mut snapshot, &request, &mut told);
     told
 }
 
-fn decide(snapshot: &Snapshot, request: &Request, told: &mut Explanation) {
+fn decide(snapshot: &mut Snapshot, request: &Request, told: &mut Explanation) {
     told.now = Some(record::of(&place(snapshot, request)));
+    if told.now.as_ref().is_some_and(|now| now.winner.is_none()) {
+        told.would_help = would_help(snapshot, request);
+        told.make_room = way_in(snapshot, request);
+    }
     let weights = Weights::from(&snapshot.policy);
     let verdicts = snapshot.hosts().map(|(at, row)| match why_not(snapshot, request, at) {
         Some(no) => {
@@ -70,11 +81,42 @@ fn decide(snapshot: &Snapshot, request: &Request, told: &mut Explanation) {
     told.hosts.truncate(HOSTS_MAX);
 }
 
+/// What would have to change, on the hosts that lack least.
+fn would_help(snapshot: &Snapshot, request: &Request) -> Vec<String> {
+    let found = remedies(snapshot, request, REMEDIES_MAX).into_iter();
+    found
+        .map(|remedy| format!("host {} without this: {}", snapshot.host(remedy.host).name, remedy.text))
+        .collect()
+}
+
+/// Moves of others that would let it in.
+fn way_in(snapshot: &mut Snapshot, request: &Request) -> Vec<PlannedMove> {
+    let Some(plan) = make_room(snapshot, &mut Placer::new(), request, &Bounds::default()) else {
+        return Vec::new();
+    };
+    let name = |seat: Seat| snapshot.host(seat.host).name.clone();
+    let planned = |step: &RoomMove| {
+        let row = snapshot.vm(step.vm);
+        let size = snapshot.profile(row.profile).amounts.mem_mib + row.local_disk_mib;
+        let reason = format!("makes way on {}", name(step.from));
+        let cost = MoveCost { send_mib: size, ..MoveCost::default() };
+        PlannedMove {
+            wave: 1,
+            vm: row.name.clone(),
+            from: name(step.from),
+            to: name(step.to),
+            grounds: Grounds { reason, predicted: Effect::default(), cost },
+        }
+    };
+    plan.moves.iter().map(planned).collect()
+}
+
 fn vm_facts(scene: &Scene<'_>, vm: &Vm) -> Vec<String> {
     let mut facts = Vec::new();
     let asks = format!("asks for {} and {} MiB", count(vm.spec.cpus.into(), "vCPU"), vm.spec.mem_mib);
     match (&vm.status.host_name, vm.status.phase) {
         (Some(host), phase) => facts.push(format!("is {phase} on host {host}; {asks}")),
+        (None, _) if vm.metadata.uid.0.is_nil() => facts.push(asks),
         (None, phase) => facts.push(format!("is {phase}; {asks}")),
     }
     if !vm.status.message.is_empty() {
@@ -247,7 +289,7 @@ pub(crate) fn explain_migration(scene: &Scene<'_>, migration: &Migration) -> Exp
     {
         let mut snapshot = scene.mirror();
         let request = snapshot.migrate(vm, from, spec.to.as_ref());
-        decide(&snapshot, &request, &mut told);
+        decide(&mut snapshot, &request, &mut told);
     }
     told
 }

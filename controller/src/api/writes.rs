@@ -251,7 +251,8 @@ fn decide(request: &v1::DecideRequest, state: &State) -> Result<Write, Fault> {
         return Err(Invalid::new("name", "is no recommendation", "the name of one").into());
     };
     let uid = recommendation.metadata.uid;
-    let name = generated(&recommendation.spec.vm_name, "balance");
+    let vm_name = &recommendation.spec.vm_name;
+    let name = generated(&format!("balance-{vm_name}").parse().unwrap_or_else(|_| vm_name.clone()), "");
     let migration = MigrationId(mint::uuid());
     Ok(Write::DecideRecommendation { uid, approve: request.approve, migration, name })
 }

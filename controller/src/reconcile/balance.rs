@@ -128,17 +128,21 @@ fn recommend(state: &State, snapshot: &Snapshot, now: Timestamp, commands: &mut 
             commands.push(expire(found, "another move has become the better one"));
         }
     }
-    let dismissed = |found: &&&Grounded| {
-        state.recommendations().any(|old| {
-            old.status.phase == RecommendationPhase::Dismissed
-                && (old.spec.vm, old.spec.to) == (found.planned.vm, found.planned.to)
-                && now.millis_since(old.status.since) < DISMISSED_MS
-        })
-    };
     // While some stand that the plan knows nothing of, what it says beside them would be too much.
     let settled = open.iter().all(|vm| wanted.contains_key(vm));
     let fresh = wanted.values().filter(|found| settled && !open.contains(&found.planned.vm));
-    commands.extend(fresh.filter(|found| !dismissed(found)).map(|found| recommendation(state, found)));
+    commands.extend(
+        fresh.filter(|found| !dismissed(state, found, now)).map(|found| recommendation(state, found)),
+    );
+}
+
+/// Has somebody said no to this move lately?
+fn dismissed(state: &State, found: &Grounded, now: Timestamp) -> bool {
+    state.recommendations().any(|old| {
+        old.status.phase == RecommendationPhase::Dismissed
+            && (old.spec.vm, old.spec.to) == (found.planned.vm, found.planned.to)
+            && now.millis_since(old.status.since) < DISMISSED_MS
+    })
 }
 
 fn recommendation(state: &State, found: &Grounded) -> Command {
@@ -173,7 +177,9 @@ fn carry_out(state: &State, snapshot: &Snapshot, now: Timestamp, commands: &mut 
         return;
     }
     let plan = plan(state, snapshot, eagerness(state));
-    let first = grounded(snapshot, &plan).into_iter().filter(|found| found.wave == 1);
+    let first = grounded(snapshot, &plan)
+        .into_iter()
+        .filter(|found| found.wave == 1 && !dismissed(state, found, now));
     commands.extend(first.map(|found| {
         let (key, write) = migration(state, &found);
         Command::Write { key, write }
@@ -183,7 +189,7 @@ fn carry_out(state: &State, snapshot: &Snapshot, now: Timestamp, commands: &mut 
 /// The write that begins a move, and its key: the same plan on the same fleet begins it once.
 pub(crate) fn migration(state: &State, found: &Grounded) -> (String, Write) {
     let planned = &found.planned;
-    let (uid, name) = named(state, "level", planned.vm, &planned.vm_name);
+    let (uid, name) = named(state, "balance", planned.vm, &planned.vm_name);
     let spec = MigrationSpec {
         vm: planned.vm,
         vm_name: planned.vm_name.clone(),
@@ -192,7 +198,7 @@ pub(crate) fn migration(state: &State, found: &Grounded) -> (String, Write) {
         limits: MigrationLimits::default(),
         grounds: Some(found.grounds.clone()),
     };
-    (format!("level-{uid}"), Write::CreateMigration { uid: MigrationId(uid), name, spec })
+    (format!("balance-{uid}"), Write::CreateMigration { uid: MigrationId(uid), name, spec })
 }
 
 /// A uid and a name without randomness. The VM's revision tells tries apart, the fleet's time those of an unchanged VM.

@@ -3,18 +3,19 @@
 //! ```text
 //! each step: what is left -> moves under way | waits | fits nowhere | can go -> begin as many as there are slots
 //! ```
-//! Where each goes is taken from one assignment for all hosts that are being emptied at this moment, which is the proof
-//! that everything fits; a VM that it has no place for does not hold up the others, and goes as soon as there is room.
+//! Each goes where the cluster's policy wants it, as long as the rest still fits after that; otherwise where it stands in
+//! one assignment for all hosts that are being emptied at this moment, which is the proof that everything fits. A VM that
+//! has no place in it does not hold up the others, and goes as soon as there is room.
 //! Until then the task says which and why. Remembers nothing: what has been done is in the state, so a new leader goes on
 //! where the old one stood.
-
-use std::cell::OnceCell;
 
 use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationPhase, MigrationSpec};
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
+use dunlin_scheduler::budget::Budgets;
 use dunlin_scheduler::evacuate::{Evacuation, Evacuee, Misfit, evacuate};
+use dunlin_scheduler::{HostIdx, Snapshot, place};
 use dunlin_state::{Command, State, Write};
 use uuid::Uuid;
 
@@ -43,33 +44,63 @@ struct Left<'a> {
 
 pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
     let drains: Vec<&Task> = state.active_tasks().filter(|task| task.spec.act == Act::Drain).collect();
-    let plan = OnceCell::new();
+    let hosts = || drains.iter().filter(|task| !task.status.cancel).map(|task| HostId(task.spec.uid));
+    let mut exodus: Option<Exodus> = None;
     for task in &drains {
-        let all = || {
-            let hosts = drains.iter().filter(|task| !task.status.cancel).map(|task| HostId(task.spec.uid));
-            empty(state, observed, now, hosts)
-        };
-        one(state, now, task, || plan.get_or_init(all), commands);
+        one(state, now, task, (&mut exodus, &|| Exodus::new(state, observed, now, hosts())), commands);
     }
 }
 
-/// Where everything on those hosts would go now.
-fn empty(
-    state: &State,
-    observed: &Observed,
-    now: Timestamp,
-    hosts: impl Iterator<Item = HostId>,
-) -> Evacuation {
-    let snapshot = mirror::of(state, observed, now);
-    let hosts: Vec<_> = hosts.filter_map(|host| snapshot.find_host(host)).collect();
-    evacuate(&snapshot, &hosts, &levelling::budgets(state))
+/// The hosts that are being emptied, and where everything on them can go. Made once for all drains of a step, and only
+/// when one of them has something to begin.
+#[derive(Debug)]
+struct Exodus {
+    snapshot: Snapshot,
+    hosts: Vec<HostIdx>,
+    budgets: Budgets,
+    plan: Evacuation,
 }
 
-fn one<'p>(
+impl Exodus {
+    fn new(state: &State, observed: &Observed, now: Timestamp, hosts: impl Iterator<Item = HostId>) -> Self {
+        let snapshot = mirror::of(state, observed, now);
+        let hosts: Vec<_> = hosts.filter_map(|host| snapshot.find_host(host)).collect();
+        let budgets = levelling::budgets(state);
+        let plan = evacuate(&snapshot, &hosts, &budgets);
+        Self { snapshot, hosts, budgets, plan }
+    }
+
+    /// VMs of that host that can go, those of the first wave first.
+    fn going(&self, from: HostId) -> Vec<Evacuee> {
+        let all = self.plan.waves.iter().flat_map(|wave| &wave.moves);
+        all.filter(|step| step.from == from).cloned().collect()
+    }
+
+    /// Where one VM is to go, and counts it as gone.
+    fn choose(&mut self, vm: &Vm, step: &Evacuee) -> Name {
+        let mut request = self.snapshot.migrate(vm, step.from, None);
+        request.closed.clone_from(&self.hosts);
+        let wished = place(&self.snapshot, &request).seat();
+        let Some(at) = self.snapshot.find_vm(step.vm) else { return step.to_name.clone() };
+        if let Some(seat) = wished.filter(|seat| *seat != step.seat) {
+            let mut trial = self.snapshot.clone();
+            trial.move_to(at, seat);
+            let rest = evacuate(&trial, &self.hosts, &self.budgets);
+            if rest.misfits.len() <= self.plan.misfits.len() {
+                (self.snapshot, self.plan) = (trial, rest);
+                return self.snapshot.host(seat.host).name.clone();
+            }
+        }
+        self.snapshot.move_to(at, step.seat);
+        step.to_name.clone()
+    }
+}
+
+fn one(
     state: &State,
     time: Timestamp,
     task: &Task,
-    plan: impl FnOnce() -> &'p Evacuation,
+    (exodus, make): (&mut Option<Exodus>, &dyn Fn() -> Exodus),
     commands: &mut Vec<Command>,
 ) {
     let host = HostId(task.spec.uid);
@@ -96,15 +127,21 @@ fn one<'p>(
         commands.push(Command::Write { key, write: Write::CancelMigration { uid } });
     }
     let slots = slots(state, host, &left);
-    let plan = if left.ready.is_empty() { None } else { Some(plan()) };
-    let going = plan.into_iter().flat_map(|plan| &plan.waves).flat_map(|wave| &wave.moves);
-    let going = going.filter(|step| left.ready.iter().any(|vm| vm.metadata.uid == step.vm));
-    let begun: Vec<&Evacuee> = going.take(slots).collect();
-    commands
-        .extend(begun.iter().filter_map(|step| Some(migrate(task.metadata.uid, state.vm(step.vm)?, step))));
-    let misfits: Vec<&Misfit> =
-        plan.into_iter().flat_map(|plan| &plan.misfits).filter(|misfit| misfit.from == host).collect();
-    let progress = progress(state, task, host, &left, begun.len(), misfits.len());
+    let mut misfits = Vec::new();
+    let mut begun = 0;
+    if !left.ready.is_empty() {
+        let exodus = exodus.get_or_insert_with(make);
+        misfits = exodus.plan.misfits.iter().filter(|misfit| misfit.from == host).cloned().collect();
+        for step in exodus.going(host) {
+            let Some(vm) = left.ready.iter().find(|vm| vm.metadata.uid == step.vm).filter(|_| begun < slots)
+            else {
+                continue;
+            };
+            commands.push(migrate(task.metadata.uid, vm, exodus.choose(vm, &step)));
+            begun += 1;
+        }
+    }
+    let progress = progress(state, task, host, &left, begun, misfits.len());
     if progress.left == 0 {
         let message = format!("nothing is left on the host; {} VMs were moved", progress.moved);
         commands.extend(tell(task, TaskPhase::Succeeded, 100, message, progress));
@@ -203,7 +240,7 @@ fn progress(
     }
 }
 
-fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[&Misfit]) -> String {
+fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[Misfit]) -> String {
     let DrainProgress { moved, left: rest, wave, waves, .. } = progress;
     let mut text = format!("wave {wave} of {waves}: {moved} VMs moved, {rest} left");
     if left.waits > 0 {
@@ -232,7 +269,7 @@ fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
     state.migrations().filter(ours).count()
 }
 
-fn migrate(task: TaskId, vm: &Vm, step: &Evacuee) -> Command {
+fn migrate(task: TaskId, vm: &Vm, to: Name) -> Command {
     let uid = derive(task, vm);
     let short: String = vm.metadata.name.as_str().chars().take(40).collect();
     let name: Name = format!("drain-{short}-{:08x}", uid.0.as_fields().0)
@@ -241,7 +278,7 @@ fn migrate(task: TaskId, vm: &Vm, step: &Evacuee) -> Command {
     let spec = MigrationSpec {
         vm: vm.metadata.uid,
         vm_name: vm.metadata.name.clone(),
-        to: Some(step.to_name.clone()),
+        to: Some(to),
         cause: MigrationCause::Drain,
         limits: MigrationLimits::default(),
         grounds: None,
