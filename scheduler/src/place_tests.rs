@@ -1,5 +1,7 @@
 //! Placement over random fleets, and golden fleets in a few words.
 
+#![allow(clippy::cast_possible_truncation)] // Draws are small.
+
 use proptest::prelude::*;
 
 use crate::group::{batch, gang};
@@ -19,21 +21,16 @@ fn random_fleet(draw: &mut Draw, hosts: u64) -> String {
             text += &format!(" node={0}:{1}G node={0}:{1}G", cpus / 2, gib / 2);
         }
         text += &format!(" rack=r{} zone=z{}", draw.within(0, hosts / 3), draw.within(0, 1));
-        text += &format!(" label=disk={}", ["ssd", "hdd"][index(draw, 0, 1)]);
-        text += ["", "", "", " taint=gpu=yes", " cordoned", " down", " load=3"][index(draw, 0, 6)];
+        text += &format!(" label=disk={}", ["ssd", "hdd"][draw.within(0, 1) as usize]);
+        text += ["", "", "", " taint=gpu=yes", " cordoned", " down", " load=3"][draw.within(0, 6) as usize];
         text += "\n";
     }
     text
 }
 
-/// A number from `least` to `most`, both included, to point into an array.
-fn index(draw: &mut Draw, least: u64, most: u64) -> usize {
-    usize::try_from(draw.within(least, most)).unwrap()
-}
-
 /// What a VM might ask for, rules of every kind included.
 fn random_demand(draw: &mut Draw) -> String {
-    let cpus = [1, 1, 2, 4, 8][index(draw, 0, 4)];
+    let cpus = [1, 1, 2, 4, 8][draw.within(0, 4) as usize];
     let mut text = format!("cpus={cpus} mem={}G", cpus * draw.within(1, 4));
     let group = draw.within(0, 3);
     let value = draw.within(0, 2);
@@ -62,7 +59,9 @@ fn ask(snapshot: &mut Snapshot, text: &str) -> Request {
 }
 
 fn policy(number: u64) -> Policy {
-    [Policy::spread(), Policy::pack(), Policy::power_saving()][usize::try_from(number % 3).unwrap()].clone()
+    let mut nodes = Policy::pack();
+    nodes.weights.insert(crate::Term::WholeNodes, 5);
+    [Policy::spread(), Policy::pack(), Policy::power_saving(), nodes][number as usize % 4].clone()
 }
 
 fn seated(snapshot: &Snapshot) -> Vec<VmIdx> {
@@ -78,11 +77,11 @@ proptest! {
     fn the_index_decides_as_a_full_scan(seed: u64, hosts in 1_u64..150, steps in 1_usize..120) {
         let mut draw = Draw(seed);
         let text = random_fleet(&mut draw, hosts);
-        let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(draw.next())).unwrap();
+        let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(draw.number())).unwrap();
         let mut placer = Placer::new();
         for _ in 0..steps {
             let there = seated(&snapshot);
-            let any = |draw: &mut Draw| there[index(draw, 0, there.len() as u64 - 1)];
+            let any = |draw: &mut Draw| there[draw.within(0, there.len() as u64 - 1) as usize];
             match draw.within(0, 9) {
                 0 if !there.is_empty() => snapshot.remove_vm(any(&mut draw)),
                 1 if !there.is_empty() => {
@@ -95,7 +94,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    let host = crate::HostIdx::of(index(&mut draw, 0, hosts - 1));
+                    let host = crate::HostIdx::of(draw.within(0, hosts - 1) as usize);
                     let row = snapshot.host(host).clone();
                     let entry = HostEntry { cordoned: !row.cordoned, state: row.state, nodes: row.nodes.clone(),
                         ..HostEntry::new(row.uid, row.name.clone(), row.total) };
@@ -103,7 +102,7 @@ proptest! {
                         snapshot.update_host(host, &entry);
                     }
                 }
-                3 => snapshot.set_policy(policy(draw.next())),
+                3 => snapshot.set_policy(policy(draw.number())),
                 _ => {
                     let request = ask(&mut snapshot, &random_demand(&mut draw));
                     let (full, fast) = (place(&snapshot, &request), placer.place(&snapshot, &request));
@@ -132,7 +131,7 @@ proptest! {
         let mut draw = Draw(seed);
         let text = random_fleet(&mut draw, hosts);
         let more = format!("{text}host extra cpus=16 mem=32G node=8:16G node=8:16G rack=r1 zone=z0\n");
-        let number = draw.next();
+        let number = draw.number();
         let demands: Vec<String> = (0..members).map(|_| random_demand(&mut draw)).collect();
         let go = |text: &str| {
             let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(number)).unwrap();
