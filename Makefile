@@ -19,6 +19,7 @@ lint: ## formatting, clippy, dependencies
 	tests/lint
 
 bench: install guest ## the numbers of docs/PERFORMANCE.md
+	@tests/install bench
 	cargo build --locked --release
 	cargo bench --locked --package dunlin-tests
 

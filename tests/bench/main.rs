@@ -9,7 +9,9 @@
 
 mod agent_rss;
 mod cutting_stock;
+mod day;
 mod decide;
+mod ganeti;
 mod migration;
 mod packing;
 mod rules;
@@ -21,7 +23,7 @@ type Bench = fn() -> anyhow::Result<()>;
 
 fn main() -> anyhow::Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, Bench); 7] = [
+    let all: [(&str, Bench); 9] = [
         ("start", start::run),
         ("migration", migration::run),
         ("agent-rss", agent_rss::run),
@@ -29,6 +31,8 @@ fn main() -> anyhow::Result<()> {
         ("place-decide", decide::run),
         ("place-packing", packing::run),
         ("place-rules", rules::run),
+        ("balance-ganeti", ganeti::run),
+        ("balance-day", day::run),
     ];
     for (name, run) in all {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
