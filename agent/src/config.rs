@@ -26,6 +26,8 @@ pub struct Config {
     pub qemu: bool,
     /// Play guests with the simulated hypervisor, on a pretended host of this size.
     pub test: Option<SimulatedHost>,
+    /// Most that fetched images may take, MiB. Those that a VM here needs stay whatever they take.
+    pub image_cache_mib: u64,
     /// Networks that a NIC may name here.
     pub networks: BTreeMap<Name, Network>,
 }

@@ -2,23 +2,20 @@
 //!
 //! The agent dials, so a host needs no open port. Knows nothing of who looks on at the other end.
 
-use std::io::SeekFrom;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::{ErrorCode, VmId};
 use dunlin_proto::{Fault, v1};
-use rustix::fs::inotify;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::host::Host;
 use crate::line::dial;
+use crate::serial_log::{Place, SerialLog};
 
 /// Tunnels open at the same time. Each holds a connection and two buffers.
 const TUNNELS_MAX: usize = 64;
@@ -66,7 +63,7 @@ impl Tunnels {
 /// What a tunnel leads to.
 enum FarEnd {
     Socket(UnixStream),
-    Log { path: PathBuf, follow: bool },
+    Log { log: SerialLog, from: u64, follow: bool },
 }
 
 /// Finds and opens what was asked for, before the tunnel is dialled: its first chunk says whether that worked.
@@ -74,17 +71,19 @@ async fn open(host: &Host, asked: &v1::OpenTunnel) -> Result<FarEnd, String> {
     let vm: VmId = asked.vm_uid.parse().map_err(|e: dunlin_model::Invalid| e.to_string())?;
     let look = host.board.look(vm).ok_or("this VM is not on this host")?;
     let driver = host.driver_of(&look).map_err(|trouble| trouble.to_string())?;
-    let (socket, path) = driver.console(vm).map_err(|error| error.to_string())?;
-    let at = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
-    match asked.mode() {
-        v1::ConsoleMode::Interactive => {
-            UnixStream::connect(&socket).await.map(FarEnd::Socket).map_err(|e| at(&socket, e))
-        }
-        mode => {
-            tokio::fs::metadata(&path).await.map_err(|e| at(&path, e))?;
-            Ok(FarEnd::Log { path, follow: mode == v1::ConsoleMode::LogFollow })
-        }
+    if asked.mode() == v1::ConsoleMode::Interactive {
+        let (socket, _) = driver.console(vm).map_err(|error| error.to_string())?;
+        let at = |e| format!("{}: {e}", socket.display());
+        return UnixStream::connect(&socket).await.map(FarEnd::Socket).map_err(at);
     }
+    let path = driver.serial_log(vm);
+    let log = SerialLog::open(&path, &host.config.name).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => "it has said nothing on this host yet".to_owned(),
+        _ => format!("{}: {e}", path.display()),
+    })?;
+    let place = |place: &v1::LogPlace| Place { log: place.log.clone(), offset: place.offset };
+    let from = log.resume(&asked.places.iter().map(place).collect::<Vec<_>>());
+    Ok(FarEnd::Log { log, from, follow: asked.mode() == v1::ConsoleMode::LogFollow })
 }
 
 type Chunks = mpsc::Sender<v1::TunnelChunk>;
@@ -92,16 +91,16 @@ type Chunks = mpsc::Sender<v1::TunnelChunk>;
 async fn carry(endpoint: &str, tunnel: String, far_end: Result<FarEnd, String>) -> Result<(), Fault> {
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let error = far_end.as_ref().err().cloned().unwrap_or_default();
-    let first = v1::TunnelChunk { tunnel, error, data: Vec::new() };
+    let first = v1::TunnelChunk { tunnel, error, ..Default::default() };
     let _ = chunks.send(first).await;
     let mut gate = v1::agent_gate_client::AgentGateClient::new(dial(endpoint).await?);
     let mut from_far = gate.tunnel(ReceiverStream::new(waiting)).await?.into_inner();
     let done = match far_end {
         Err(_) => Ok(()),
         Ok(FarEnd::Socket(socket)) => interactive(socket, &chunks, &mut from_far).await,
-        Ok(FarEnd::Log { path, follow: false }) => read_log(&path, &chunks, &mut 0).await,
-        Ok(FarEnd::Log { path, follow: true }) => tokio::select! {
-            done = follow(&path, &chunks) => done,
+        Ok(FarEnd::Log { log, mut from, follow: false }) => read_log(&log, &chunks, &mut from).await,
+        Ok(FarEnd::Log { log, from, follow: true }) => tokio::select! {
+            done = follow(&log, &chunks, from) => done,
             _ = from_far.message() => Ok(()),
         },
     };
@@ -140,35 +139,33 @@ async fn interactive(
 }
 
 /// Sends what the log has from `at` on, and moves `at`.
-async fn read_log(log: &Path, chunks: &Chunks, at: &mut u64) -> std::io::Result<()> {
-    let mut file = tokio::fs::File::open(log).await?;
-    if file.metadata().await?.len() < *at {
-        // A new process has begun a new log.
-        *at = 0;
-    }
-    file.seek(SeekFrom::Start(*at)).await?;
-    let mut buffer = vec![0; CHUNK_BYTES];
+async fn read_log(log: &SerialLog, chunks: &Chunks, at: &mut u64) -> std::io::Result<()> {
     loop {
-        let read = file.read(&mut buffer).await?;
-        if read == 0 || !send(chunks, &buffer[..read]).await {
+        let (data, end) = log.read(*at).await?;
+        *at = end;
+        if data.is_empty() {
             return Ok(());
         }
-        *at += read as u64;
+        let Place { log, offset } = log.place(end);
+        let place = Some(v1::LogPlace { log, offset });
+        let chunk = v1::TunnelChunk { data, place, ..Default::default() };
+        if chunks.send(chunk).await.is_err() {
+            return Ok(());
+        }
     }
 }
 
-async fn follow(log: &Path, chunks: &Chunks) -> std::io::Result<()> {
-    let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&watch, log, inotify::WatchFlags::MODIFY)?;
-    // An inotify instance is read as a pipe is: epoll says when, and each read gives whole events (inotify(7)).
-    let mut watch = pipe::Receiver::from_owned_fd_unchecked(watch)?;
-    let (mut at, mut events) = (0, [0u8; 1024]);
-    while !chunks.is_closed() {
+/// Sends what the log has and what comes, until it is removed: the VM has left this host, or is no more.
+async fn follow(log: &SerialLog, chunks: &Chunks, mut at: u64) -> std::io::Result<()> {
+    let mut changes = log.watch()?;
+    loop {
+        let removed = log.is_removed()?;
         read_log(log, chunks, &mut at).await?;
-        // Only that something was written matters, not what the events say.
-        let _bytes = watch.read(&mut events).await?;
+        if removed || chunks.is_closed() {
+            return Ok(());
+        }
+        changes.next().await?;
     }
-    Ok(())
 }
 
 async fn send(chunks: &Chunks, data: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::hypervisor::Guest;
@@ -26,6 +26,9 @@ use crate::{Error, Folder};
 
 /// Processes brought up at the same time. Starting is heavy on disk and CPU; more at once only makes each one later.
 const STARTS_MAX: usize = 8;
+
+/// Between two looks at how much guests have said. A serial port that is written to without a pause gives a few MiB/s.
+const TRIM_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The host.
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl Host {
         for driver in host.drivers.values() {
             // Listens before it lists: what happens in between is heard twice, not missed.
             host.spawn(listen(Arc::clone(&host), Arc::clone(driver), driver.notices()));
+            host.spawn(trim(Arc::clone(driver)));
             let guests = driver.list().await.map_err(Error::Takeover)?;
             host.board.hear_all(driver.name(), guests);
         }
@@ -113,6 +117,24 @@ fn adopt_orphans(volumes: &Volumes, records: &mut Vec<Record>) -> std::io::Resul
         records.push(record);
     }
     Ok(())
+}
+
+/// Keeps what guests say within bounds, as long as the agent lives.
+async fn trim(driver: Arc<dyn Hypervisor>) {
+    let mut trouble = String::new();
+    loop {
+        match driver.trim_logs().await {
+            Ok(()) => trouble.clear(),
+            Err(error) => {
+                let words = error.to_string();
+                if words != trouble {
+                    tracing::warn!(driver = %driver.name(), %error, "what a guest says is not bounded");
+                    trouble = words;
+                }
+            }
+        }
+        tokio::time::sleep(TRIM_INTERVAL).await;
+    }
 }
 
 async fn listen(

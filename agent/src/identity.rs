@@ -85,6 +85,16 @@ pub enum IdentityError {
         /// Their words.
         message: String,
     },
+    /// Somebody else is this host.
+    #[error(
+        "{message}; {path} was copied: one identity is for one host. Remove this data folder and join with a new token, or stop the other agent"
+    )]
+    Rival {
+        /// Where the identity is written.
+        path: PathBuf,
+        /// The controllers' words.
+        message: String,
+    },
     /// No controller answered, or one failed otherwise.
     #[error("joining failed: {0}")]
     Join(#[source] Fault),
@@ -130,8 +140,14 @@ impl DirLock {
             file.read_to_string(&mut pid).map_err(at)?;
             return Err(IdentityError::InUse { path: folder.to_owned(), pid: pid.trim().to_owned() });
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(at)?;
-        writeln!(file, "{}", std::process::id()).map_err(at)?;
+        // Who holds it is only told to people: a full disk must not keep an agent from its guests.
+        let noted = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        if let Err(error) = noted {
+            tracing::warn!(%error, path = %path.display(), "the lock is held, but not signed");
+        }
         Ok(Self { _file: Arc::new(file) })
     }
 }
@@ -166,6 +182,11 @@ impl Identity {
     /// The controllers that are known do not know this host.
     pub(crate) fn refused(&self, message: String) -> IdentityError {
         IdentityError::OtherCluster { ours: self.cluster, path: self.path.clone(), message }
+    }
+
+    /// Another agent with this identity is alive.
+    pub(crate) fn rivalled(&self, message: String) -> IdentityError {
+        IdentityError::Rival { path: self.path.clone(), message }
     }
 
     /// Keeps the controllers the cluster has now.
@@ -239,7 +260,10 @@ async fn join(config: &Config, token: &Secret, minted: OnDisk) -> Result<OnDisk,
                     message: fault.message,
                 });
             }
-            Err(fault) => last = fault,
+            Err(fault) => {
+                let message = format!("{endpoint}: {}", fault.message);
+                last = Fault { message, ..fault };
+            }
         }
     }
     Err(IdentityError::Join(last))

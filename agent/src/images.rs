@@ -1,12 +1,13 @@
 //! Images on this host: fetched once by their hash, checked, and kept in `images/`.
 //!
-//! Knows nothing of VMs. A fetch that was cut off goes on where it stopped; bytes that do not have the hash they are
+//! Knows nothing of VMs, so it does not know which of them are still needed: `image_cache` does. A fetch that was cut off goes on where it stopped; bytes that do not have the hash they are
 //! named by are thrown away. Images are never written to: disks are copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use dunlin_model::image::{ImageFormat, ImageSpec};
 use dunlin_model::{ErrorCode, Name};
@@ -14,9 +15,10 @@ use dunlin_proto::{Fault, v1};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::durable;
+use crate::image_cache::Cached;
 use crate::journal::hex;
 use crate::line::{Line, dial};
 
@@ -31,6 +33,9 @@ const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
 /// Bytes hashed at a time.
 const HASH_BUFFER_BYTES: usize = 64 << 10;
+
+/// How long a fetch that found the disk full waits for others' images to go: a question to a controller and some unlinks.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an image is not here.
 #[derive(Debug, Error)]
@@ -95,12 +100,78 @@ pub(crate) struct Images {
     fetches: Semaphore,
     /// One lock for each image, so that two VMs do not fetch it twice.
     locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Asks for room: to whoever knows which images are needed.
+    press: mpsc::Sender<Asking>,
+    pressed: tokio::sync::Mutex<mpsc::Receiver<Asking>>,
 }
+
+/// Is told how many bytes have become free.
+pub(crate) type Asking = oneshot::Sender<u64>;
 
 impl Images {
     pub(crate) fn open(folder: PathBuf, line: Arc<Line>) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder, line, fetches: Semaphore::new(FETCHES_MAX), locks: Mutex::default() })
+        let (press, pressed) = mpsc::channel(FETCHES_MAX);
+        let (fetches, locks) = (Semaphore::new(FETCHES_MAX), Mutex::default());
+        Ok(Self { folder, line, fetches, locks, press, pressed: tokio::sync::Mutex::new(pressed) })
+    }
+
+    /// The next one who found the disk full.
+    pub(crate) async fn pressed(&self) -> Option<Asking> {
+        self.pressed.lock().await.recv().await
+    }
+
+    /// Everything in the folder. What is half fetched counts as the image it is to be.
+    pub(crate) fn cached(&self) -> io::Result<Vec<Cached>> {
+        let mut cached = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(sha256) = name.to_str().and_then(|name| name.split('.').next()) else { continue };
+            match entry.metadata().and_then(|meta| Ok((meta.len(), meta.modified()?))) {
+                Ok((size_bytes, used)) => cached.push(Cached { sha256: sha256.to_owned(), size_bytes, used }),
+                // It has been given its name, or was thrown away, since the folder was read.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(cached)
+    }
+
+    /// The hashes of every image the fleet has; none when no controller could be asked.
+    pub(crate) async fn in_fleet(&self) -> Option<BTreeSet<String>> {
+        for endpoint in self.line.candidates() {
+            match listed(&endpoint).await {
+                Ok(hashes) => return Some(hashes),
+                Err(fault) => {
+                    tracing::debug!(%fault, "the images of the fleet are not known from this controller");
+                }
+            }
+        }
+        None
+    }
+
+    /// Removes an image, unless somebody is at it. Says whether it did.
+    pub(crate) async fn forget(&self, sha256: &str) -> io::Result<bool> {
+        let lock = self.lock_of(sha256);
+        let Ok(_only_one) = lock.try_lock() else { return Ok(false) };
+        let path = self.folder.join(sha256);
+        durable::off_thread(move || {
+            durable::remove(&durable::half_made(&path))?;
+            durable::remove(&path)
+        })
+        .await?;
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Ours and the map's: nobody waits for it, and nobody can begin to while the map is held.
+        if Arc::strong_count(&lock) == 2 {
+            locks.remove(sha256);
+        }
+        Ok(true)
+    }
+
+    fn lock_of(&self, sha256: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(sha256.to_owned()).or_default())
     }
 
     /// The image's file, fetched if it is not here.
@@ -111,18 +182,24 @@ impl Images {
         tell: Tell<'_>,
     ) -> Result<PathBuf, ImageError> {
         let path = self.folder.join(&spec.sha256);
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(locks.entry(spec.sha256.clone()).or_default())
-        };
+        let lock = self.lock_of(&spec.sha256);
         let _only_one = lock.lock().await;
         if path.exists() {
+            touch(&path);
             return Ok(path);
         }
         tell(format!("waiting to fetch image {name}"));
         let _permit = self.fetches.acquire().await;
         let part = durable::half_made(&path);
-        self.fetch(name, spec, &part, tell).await?;
+        let mut fetched = self.fetch(name, spec, &part, tell).await;
+        if is_full(&fetched) && self.make_room().await > 0 {
+            fetched = self.fetch(name, spec, &part, tell).await;
+        }
+        if is_full(&fetched) {
+            // A disk that is full must not stay full of what could not be finished.
+            let _ = durable::remove(&part);
+        }
+        fetched?;
         tell(format!("checking image {name}"));
         let (expected, checked) = (spec.sha256.clone(), path.clone());
         let kept = durable::off_thread(move || {
@@ -143,6 +220,16 @@ impl Images {
                 Err(ImageError::Damaged { name: name.clone(), found, expected: spec.sha256.clone() })
             }
         }
+    }
+
+    /// Has images removed that nobody needs. Returns the bytes that have become free.
+    async fn make_room(&self) -> u64 {
+        let (asking, freed) = oneshot::channel();
+        if self.press.try_send(asking).is_err() {
+            return 0;
+        }
+        // Nobody answers while the agent is not told yet what is to run, or is stopping.
+        tokio::time::timeout(ROOM_TIMEOUT, freed).await.ok().and_then(Result::ok).unwrap_or(0)
     }
 
     /// Size of the disk in the image, bytes, from its first bytes alone: a destination of a migration needs no more.
@@ -212,6 +299,41 @@ impl Images {
             return Ok(());
         }
         Err(ImageError::Fetch { name: name.clone(), source: worst.unwrap_or_else(nobody) })
+    }
+}
+
+fn is_full<T>(result: &Result<T, ImageError>) -> bool {
+    let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    matches!(result, Err(ImageError::Keep { source, .. }) if full(source))
+}
+
+/// Notes that an image was asked for. Only the order in which images go depends on it.
+fn touch(path: &Path) {
+    let touched = std::fs::File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
+    if let Err(error) = touched {
+        tracing::debug!(%error, path = %path.display(), "the use of an image was not noted");
+    }
+}
+
+/// The images that one controller knows of, from its own copy.
+async fn listed(endpoint: &str) -> Result<BTreeSet<String>, Fault> {
+    let mut client = v1::fleet_client::FleetClient::new(dial(endpoint).await?);
+    let mut hashes = BTreeSet::new();
+    let mut request = v1::ListRequest {
+        kind: v1::Kind::from(dunlin_model::Kind::Image).into(),
+        consistency: v1::Consistency::Stale.into(),
+        ..v1::ListRequest::default()
+    };
+    loop {
+        let page = client.list(request.clone()).await?.into_inner();
+        for object in page.objects {
+            let Some(v1::object::Choice::Image(image)) = object.choice else { continue };
+            request.after = image.metadata.map(|metadata| metadata.name).unwrap_or_default();
+            hashes.extend(image.spec.map(|spec| spec.sha256));
+        }
+        if !page.more {
+            return Ok(hashes);
+        }
     }
 }
 

@@ -86,12 +86,49 @@ pub(crate) struct Record {
     pub(crate) sending: Option<Sending>,
     /// Disks made here, by the disk's name.
     pub(crate) volumes: BTreeMap<Name, PathBuf>,
+    /// Files made at the paths its spec names, to receive a migration into, by the disk's name.
+    #[serde(default)]
+    pub(crate) targets: BTreeMap<Name, Target>,
+    /// The disks it was sent away with, or is being, whose files are named by a path of this host.
+    #[serde(default)]
+    pub(crate) left: Vec<Left>,
     /// Interfaces made here.
     pub(crate) taps: BTreeSet<String>,
     /// Its saved memory.
     pub(crate) saved: Option<Saved>,
     /// Acts begun or ended.
     pub(crate) acts: BTreeMap<TaskId, ActRecord>,
+}
+
+/// A file that is, or is to be, made at a path that somebody named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Target {
+    /// Where.
+    pub(crate) path: PathBuf,
+    /// For the process of this incarnation: until it has run, the file is only half a disk.
+    pub(crate) incarnation: Incarnation,
+    /// Which file it is; written before it gets its name, so that no other is ever taken for it.
+    pub(crate) mark: Option<Mark>,
+}
+
+/// A file, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Device of its file system.
+    pub(crate) device: u64,
+    /// Its inode.
+    pub(crate) inode: u64,
+}
+
+/// A disk of a guest that was sent away. If that guest lives elsewhere now, the file is out of date.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    /// Which disk.
+    pub(crate) disk: Name,
+    /// Its file.
+    pub(crate) path: PathBuf,
+    /// The incarnation that wrote to it last.
+    pub(crate) incarnation: Incarnation,
 }
 
 /// A process that was to be brought up.
@@ -176,6 +213,8 @@ impl Record {
             ended: None,
             sending: None,
             volumes: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            left: Vec::new(),
             taps: BTreeSet::new(),
             saved: None,
             acts: BTreeMap::new(),
@@ -189,6 +228,7 @@ impl Record {
             && self.started.is_none()
             && self.ended.is_none()
             && self.volumes.is_empty()
+            && self.targets.is_empty()
             && self.taps.is_empty()
             && self.saved.is_none()
     }

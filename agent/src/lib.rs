@@ -15,12 +15,15 @@ mod converge;
 mod durable;
 mod host;
 mod identity;
+mod image_cache;
 mod images;
 mod journal;
 mod line;
 mod network;
 mod sample;
+mod serial_log;
 mod session;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -103,9 +106,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         };
         drivers.push(Arc::new(SimDriver::open(sim).await.map_err(Error::Driver)?));
     }
-    if config.qemu {
-        drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
-    }
     if drivers.is_empty() {
         return Err(Error::NoDriver);
     }
@@ -142,6 +142,7 @@ async fn run_locked(
         probed = capabilities::probe(&host) => probed,
         () = &mut shutdown => return Ok(()),
     };
+    host.spawn(image_cache::keep(Arc::clone(&host)));
     let ended = tokio::select! {
         ended = session::attend(Arc::clone(&host), enrolled, probed) => ended.map_err(Error::from),
         () = shutdown => Ok(()),

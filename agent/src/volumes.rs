@@ -2,7 +2,8 @@
 //!
 //! Owns `volumes/<uid>/<disk>.<format>`: copies of images, empty disks, and the disks a migration is received into.
 //! Everything in there was made here and goes with the VM; a disk given as a path is somebody else's and is never made
-//! or removed. A disk gets its name only when it is whole and durable.
+//! or removed here ([`targets`](crate::targets) has the one exception). A disk gets its name only when it is whole and
+//! durable.
 //!
 //! DECISION: a disk is a full copy of its image (a reflink where the file system can), not an overlay on the cached
 //! image. An overlay would start faster, but then the disk of a guest depends on a cache file for ever: the cache could
@@ -52,15 +53,15 @@ pub(crate) enum VolumeError {
         /// Where it was.
         path: PathBuf,
     },
-    /// A local file cannot be received.
-    #[error(
-        "disk {disk} is the file {path} on its own host only, and its size is not known here: it cannot be received; put it on shared storage and say `shared`, or import it as an image"
-    )]
+    /// A local file cannot be received here.
+    #[error("disk {disk} is the file {path}, which cannot be received here: {why}")]
     NotReceivable {
         /// Which disk.
         disk: Name,
-        /// Its path on the source.
-        path: String,
+        /// Its path, here as on the source.
+        path: PathBuf,
+        /// What stands against it.
+        why: String,
     },
     /// The file system refused.
     #[error("disk {disk} could not be made: {source}")]
@@ -104,6 +105,8 @@ pub(crate) struct Need<'a> {
     pub(crate) receiving: bool,
     /// What was made here before, by disk.
     pub(crate) made: &'a BTreeMap<Name, PathBuf>,
+    /// Sizes of the source's disks as its host reported them, bytes.
+    pub(crate) sizes: &'a BTreeMap<Name, u64>,
     /// The images the leader named.
     pub(crate) catalog: &'a BTreeMap<Name, ImageSpec>,
     /// Cancelled when the disks are no longer wanted. Only what may be cut off anywhere is: never the moment in which
@@ -198,11 +201,10 @@ impl Volumes {
             made.insert(disk.name.clone(), path.clone());
             return Ok(path.clone());
         }
-        if let DiskSource::Path(path) = &disk.source {
+        if let DiskSource::Path(path) = &disk.source
+            && !is_received_as_copy(need, disk)
+        {
             // Nothing reads the disks of a simulated guest.
-            if need.receiving && !disk.shared && !simulated {
-                return Err(VolumeError::NotReceivable { disk: disk.name.clone(), path: path.clone() });
-            }
             if !simulated {
                 must_exist(&format!("disk {}", disk.name), Path::new(path))?;
             }
@@ -250,6 +252,12 @@ impl Volumes {
     }
 }
 
+/// A disk that nobody writes to is carried along as a copy of our own: a file of that name may well be here too, for
+/// the guests that were started here, and is neither overwritten nor trusted to be the same.
+fn is_received_as_copy(need: Need<'_>, disk: &Disk) -> bool {
+    need.receiving && disk.read_only && !disk.shared && need.spec.driver != DriverName::Test
+}
+
 async fn unless_given_up<T>(
     need: Need<'_>,
     work: impl Future<Output = Result<T, VolumeError>>,
@@ -290,12 +298,13 @@ async fn source_of(
     images: &Images,
     tell: Tell<'_>,
 ) -> Result<Source, VolumeError> {
+    if let Some(bytes) = need.sizes.get(&disk.name).filter(|_| need.receiving) {
+        return Ok(Source::Empty(*bytes));
+    }
     let name = match &disk.source {
         DiskSource::EmptyMib(mib) => return Ok(Source::Empty(mib << 20)),
         DiskSource::Image(name) => name,
-        DiskSource::Path(path) => {
-            return Err(VolumeError::NotReceivable { disk: disk.name.clone(), path: path.clone() });
-        }
+        DiskSource::Path(path) => return Err(size_unknown(disk, Path::new(path))),
     };
     let spec = image_of(need, name)?;
     if need.spec.driver == DriverName::Test {
@@ -305,6 +314,17 @@ async fn source_of(
         return Ok(Source::Empty(images.disk_bytes(name, spec).await?));
     }
     Ok(Source::Copy { image: images.get(name, spec, tell).await?, format: spec.format })
+}
+
+/// The source's agent is older than this one, or its hypervisor does not tell.
+pub(crate) fn size_unknown(disk: &Disk, path: &Path) -> VolumeError {
+    let why = "its own host has not said how large it is".to_owned();
+    VolumeError::NotReceivable { disk: disk.name.clone(), path: path.to_owned(), why }
+}
+
+/// Makes an empty disk of so many bytes.
+pub(crate) async fn make_empty(disk: &Disk, bytes: u64, to: &Path) -> Result<(), VolumeError> {
+    make(&Source::Empty(bytes), disk, false, to).await
 }
 
 async fn make(source: &Source, disk: &Disk, simulated: bool, to: &Path) -> Result<(), VolumeError> {

@@ -19,6 +19,7 @@ struct House {
     spec: VmSpec,
     receiving: bool,
     made: BTreeMap<Name, PathBuf>,
+    sizes: BTreeMap<Name, u64>,
 }
 
 const VM: VmId = VmId(Uuid::from_u128(1));
@@ -30,7 +31,16 @@ impl House {
         let volumes = Volumes::open(dir.path().join("volumes"), lock).unwrap();
         let images = Images::open(dir.path().join("images"), Arc::new(Line::default())).unwrap();
         let spec = VmSpec::new(64);
-        Self { dir, volumes, images, catalog: BTreeMap::new(), spec, receiving: false, made: BTreeMap::new() }
+        Self {
+            dir,
+            volumes,
+            images,
+            catalog: BTreeMap::new(),
+            spec,
+            receiving: false,
+            made: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+        }
     }
 
     /// Puts an image where a fetch would have.
@@ -54,6 +64,7 @@ impl House {
             spec: &self.spec,
             receiving: self.receiving,
             made: &self.made,
+            sizes: &self.sizes,
             catalog: &self.catalog,
             given_up: &given_up,
         };
@@ -128,9 +139,20 @@ async fn received_into_disks_of_the_same_size() {
     let ready = house.prepare().await.unwrap();
     assert_eq!([bytes_of(&ready.disks[0]).len(), bytes_of(&ready.disks[1]).len()], [7 << 20, 2 << 20]);
 
-    house.disk("vdc", DiskFormat::Raw, DiskSource::Path("/somewhere".to_owned()));
-    let refusal = house.prepare().await.unwrap_err().to_string();
-    assert!(refusal.contains("vdc") && refusal.contains("/somewhere"), "{refusal}");
+    // What the source's host says counts more than what the image says; a CD comes along whatever lies at its path.
+    house.volumes.remove(VM).await.unwrap();
+    let cd = house.dir.path().join("debian.iso");
+    fs::write(&cd, b"another CD of that name").unwrap();
+    house.disk("cd", DiskFormat::Raw, DiskSource::Path(cd.display().to_string()));
+    house.spec.disks[2].read_only = true;
+    house.sizes = [("vda".parse().unwrap(), 9 << 20), ("cd".parse().unwrap(), 1 << 20)].into();
+    let ready = house.prepare().await.unwrap();
+    assert_eq!(house.names(), ["cd.raw", "vda.qcow2", "vdb.raw"]);
+    assert_eq!([bytes_of(&ready.disks[0]).len(), bytes_of(&ready.disks[2]).len()], [9 << 20, 1 << 20]);
+    assert_eq!(fs::read(&cd).unwrap(), b"another CD of that name");
+    // Started afresh here, it keeps the copy that came with it.
+    (house.receiving, house.made) = (false, ready.made);
+    assert_eq!(house.prepare().await.unwrap().disks[2].path, ready.disks[2].path);
 }
 
 /// What is missing, damaged or does not fit is refused in words that say so, and nothing half made stays behind.

@@ -15,15 +15,8 @@ use crate::verbs::vm_flags::VmFlags;
 #[derive(Debug, Parser)]
 #[command(name = "dunlin", version, about, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...]
-    #[arg(
-        long,
-        short = 'e',
-        global = true,
-        env = "DUNLIN_ENDPOINT",
-        value_delimiter = ',',
-        hide_env_values = true
-    )]
+    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...] [env: DUNLIN_ENDPOINT]
+    #[arg(long, short = 'e', global = true, value_delimiter = ',')]
     pub(crate) endpoint: Vec<String>,
     /// Context of the context file to use instead of its current one
     #[arg(long, global = true)]
@@ -98,7 +91,7 @@ pub(crate) enum Noun {
 #[derive(Debug, Args)]
 pub(crate) struct ControllerArgs {
     /// This controller's number within the cluster, 1 and up
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("1 and up"))]
     pub(crate) id: u64,
     /// Folder for the log, the state and the images
     #[arg(long)]
@@ -112,9 +105,9 @@ pub(crate) struct ControllerArgs {
     /// A controller of the cluster, this one included, once for each: ID=API_ADDRESS/RAFT_ADDRESS
     #[arg(long = "member", value_name = "ID=API/RAFT", required = true)]
     pub(crate) members: Vec<crate::daemon::MemberArg>,
-    /// Name of the cluster, used when it is founded
-    #[arg(long, default_value = "dunlin")]
-    pub(crate) cluster: dunlin_model::Name,
+    /// Name of the cluster: what it is founded as, and later that of no other [default when founded: dunlin]
+    #[arg(long)]
+    pub(crate) cluster: Option<dunlin_model::Name>,
     /// Log as JSON lines
     #[arg(long)]
     pub(crate) log_json: bool,
@@ -149,6 +142,9 @@ pub(crate) struct AgentArgs {
     /// What stands behind a network's name: NAME=user or NAME=bridge:INTERFACE
     #[arg(long = "network", value_name = "NAME=KIND", value_parser = key_value, default_value = "default=user")]
     pub(crate) networks: Vec<(String, String)>,
+    /// Most that fetched images may take, MiB; the longest unused go first, and none that a VM here needs
+    #[arg(long, default_value_t = 20_480, value_parser = clap::value_parser!(u64).range(..=1 << 30))]
+    pub(crate) image_cache_mib: u64,
     /// CPUs the test driver pretends to have
     #[arg(long, default_value_t = 16)]
     pub(crate) sim_cpus: u32,
@@ -258,7 +254,7 @@ pub(crate) enum TokenVerb {
     /// Mint a token; it is shown once
     Create {
         /// Seconds until it expires
-        #[arg(long, default_value_t = 3600)]
+        #[arg(long, default_value_t = 3600, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 604800"))]
         ttl_s: u64,
     },
 }
@@ -306,7 +302,7 @@ pub(crate) enum VmVerb {
         #[command(flatten)]
         act: VmActArgs,
         /// Given up after so many seconds; the guest then goes on running
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 60, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 86400"))]
         timeout_s: u64,
     },
     /// Cut its power
@@ -316,7 +312,7 @@ pub(crate) enum VmVerb {
         #[command(flatten)]
         act: VmActArgs,
         /// Given up after so many seconds
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 60, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 86400"))]
         timeout_s: u64,
     },
     /// Restart its machine at once
@@ -386,13 +382,13 @@ pub(crate) struct VmMigrateArgs {
     #[arg(long)]
     pub(crate) to: Option<dunlin_model::Name>,
     /// Stand-still the hypervisor may plan for, ms
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 60000"))]
     pub(crate) downtime_ms: u64,
     /// Copy speed, MiB/s; 0: as fast as it goes
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     pub(crate) bandwidth_mib_s: u64,
     /// Given up when it takes longer
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 86400"))]
     pub(crate) timeout_s: u64,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
@@ -405,7 +401,13 @@ pub(crate) struct WaitArgs {
     #[arg(long)]
     pub(crate) wait: bool,
     /// Stop waiting after so many seconds
-    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    #[arg(
+        long,
+        default_value_t = 300,
+        value_name = "SECONDS",
+        allow_negative_numbers = true,
+        value_parser = whole::<u64>("0 and up")
+    )]
     pub(crate) wait_s: u64,
 }
 
@@ -464,4 +466,12 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not KEY=VALUE")),
     }
+}
+
+/// A whole number; what it may be is for the model to say, which is why `allowed` is only told when it is none at all.
+pub(crate) fn whole<N>(allowed: &'static str) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: std::str::FromStr,
+{
+    move |text| text.parse().map_err(|_| format!("{text:?} is no such number; allowed: {allowed}"))
 }

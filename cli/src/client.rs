@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use dunlin_model::{ErrorCode, Kind, Object, Revision};
+use dunlin_model::{ErrorCode, Invalid, Kind, Object, Revision};
 use dunlin_proto::{Fault, v1};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use v1::advisor_client::AdvisorClient;
 use v1::fleet_client::FleetClient;
+
+use crate::output;
 
 /// One request, all tries together: longer than two elections and a slow disk.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -20,21 +22,39 @@ pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Largest message taken: a page of a thousand VMs with all their devices.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// One try that moves an image's bytes: what a controller allows for it, 2 GiB at 10 MiB/s and more.
+pub(crate) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
+/// When nobody has answered for so long, whoever waits is told.
+const REMARK_AFTER: Duration = Duration::from_secs(3);
+
+/// How tonic begins to tell of a server that speaks HTTP/2, but not gRPC.
+const NO_GRPC: &str = "grpc-status header missing";
+
 /// A fleet API client over several controllers.
 #[derive(Clone, Debug)]
 pub(crate) struct Fleet {
+    endpoints: Vec<String>,
     channels: Vec<Channel>,
+    try_timeout: Duration,
 }
 
 impl Fleet {
     /// Dials lazily: nothing is connected before the first request.
     pub(crate) fn new(endpoints: &[String]) -> Result<Self, Fault> {
+        let endpoints: Vec<String> =
+            endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
         let dial = |endpoint: &String| {
             let wrong = |e| Fault::new(ErrorCode::InvalidArgument, format!("endpoint {endpoint:?}: {e}"));
             let channel = Endpoint::from_shared(endpoint.clone()).map_err(|e| wrong(e.to_string()))?;
             Ok(channel.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy())
         };
-        Ok(Self { channels: endpoints.iter().map(dial).collect::<Result<_, Fault>>()? })
+        let channels = endpoints.iter().map(dial).collect::<Result<_, Fault>>()?;
+        Ok(Self { endpoints, channels, try_timeout: TRY_TIMEOUT })
+    }
+
+    /// The same, for calls that take as long as an image takes to cross the network.
+    pub(crate) fn patient(&self) -> Self {
+        Self { try_timeout: TRANSFER_TIMEOUT, ..self.clone() }
     }
 
     /// Runs `call` against one controller after the other until one gives an answer that is worth having.
@@ -59,28 +79,47 @@ impl Fleet {
     where
         F: AsyncFn(Channel) -> Result<tonic::Response<T>, tonic::Status>,
     {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let began = Instant::now();
+        let mut remarked = false;
         loop {
             let mut last = None;
             for channel in &self.channels {
-                let fault = match tokio::time::timeout(TRY_TIMEOUT, call(channel.clone())).await {
+                let fault = match tokio::time::timeout(self.try_timeout, call(channel.clone())).await {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
-                    Ok(Err(status)) => Fault::from_status(&status),
-                    Err(_) => Fault::new(ErrorCode::Deadline, format!("no answer within {TRY_TIMEOUT:?}")),
+                    Ok(Err(status)) => fault_of(&status),
+                    Err(_) => {
+                        Fault::new(ErrorCode::Deadline, format!("no answer within {:?}", self.try_timeout))
+                    }
                 };
                 let elsewhere =
                     matches!(fault.code, ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Deadline);
+                if fault.message.starts_with(NO_GRPC) {
+                    let why =
+                        Fault::new(ErrorCode::Unavailable, "what listens there is no Dunlin controller");
+                    return Err(self.in_vain(why));
+                }
                 if !elsewhere {
                     return Err(fault);
                 }
                 last = Some(fault);
             }
-            let Some(fault) = last.filter(|_| Instant::now() + RETRY_PAUSE >= deadline) else {
-                tokio::time::sleep(RETRY_PAUSE).await;
-                continue;
-            };
-            return Err(fault);
+            let fault = last.unwrap_or_else(|| Fault::new(ErrorCode::Unavailable, "no controller is named"));
+            let left = REQUEST_TIMEOUT.saturating_sub(began.elapsed());
+            if left <= RETRY_PAUSE {
+                return Err(self.in_vain(fault));
+            }
+            if began.elapsed() > REMARK_AFTER && !std::mem::replace(&mut remarked, true) {
+                let why = self.in_vain(fault).message;
+                output::remark(&format!("{why}; trying for {} s more", left.as_secs()));
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
+    }
+
+    /// What the last of the controllers said, and which were asked.
+    fn in_vain(&self, last: Fault) -> Fault {
+        let message = format!("no answer from {}: {}", self.endpoints.join(" or "), last.message);
+        Fault { message, ..last }
     }
 
     /// As [`Fleet::call`], for an answer that is one object.
@@ -190,7 +229,80 @@ impl Watch {
     }
 }
 
+/// As the server said it; where the connection failed on this side, with the causes, of which the status has the first.
+fn fault_of(status: &tonic::Status) -> Fault {
+    let mut fault = Fault::from_status(status);
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !fault.message.contains(&text) && text != "transport error" {
+            fault.message = format!("{}: {text}", fault.message);
+        }
+        cause = inner.source();
+    }
+    fault
+}
+
+/// `http://host:port`, as it is used; the scheme may be left out.
+pub(crate) fn endpoint(text: &str) -> Result<String, Invalid> {
+    let refuse = |problem: String| Invalid::new("endpoint", problem, "http://host:port");
+    if text.starts_with("https://") {
+        return Err(refuse(format!("{text:?} asks for TLS, which controllers do not speak yet")));
+    }
+    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let strange = |c: char| c.is_whitespace() || c.is_control() || "/@?#\\\"<>".contains(c) || !c.is_ascii();
+    match address.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty()
+                && !host.contains(strange)
+                && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(format!("http://{address}"))
+        }
+        _ => Err(refuse(format!("{text:?} is none"))),
+    }
+}
+
 /// A fresh idempotency key: one for each thing the user asked for, whatever number of tries it takes.
 pub(crate) fn idempotency_key() -> String {
     uuid::Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An endpoint is an address and a port; anything else is refused before it is dialled.
+    #[test]
+    fn endpoints() {
+        let check =
+            |text: &str, expect: &str| assert_eq!(endpoint(text).ok().as_deref(), Some(expect), "{text}");
+        check("http://10.0.0.1:7400", "http://10.0.0.1:7400");
+        check("10.0.0.1:7400", "http://10.0.0.1:7400");
+        check("http://[::1]:7400/", "http://[::1]:7400");
+        for text in [
+            "",
+            " ",
+            "http://",
+            "host",
+            "host:",
+            ":7400",
+            "host:0",
+            "host:65536",
+            "host:-1",
+            "ftp://host:7400",
+            "https://host:7400",
+            "http://host:7400/path",
+            "http://user@host:7400",
+            "http://h\u{f6}st:7400",
+            "a b:7400",
+        ] {
+            let refused = endpoint(text).unwrap_err();
+            assert_eq!(
+                (refused.field.as_str(), refused.allowed.as_str()),
+                ("endpoint", "http://host:port"),
+                "{text}"
+            );
+        }
+    }
 }

@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{AgentArgs, ControllerArgs, DriverArg};
-use crate::failure::Failure;
+use crate::client::endpoint;
+use crate::failure::{Failure, chain};
+use crate::verbs::vm_flags::once;
 
 /// Threads of a controller: one for the API and sessions, one so that raft is never behind them.
 const CONTROLLER_THREADS: usize = 2;
@@ -18,6 +20,11 @@ const CONTROLLER_THREADS: usize = 2;
 const AGENT_BLOCKING_THREADS_MAX: usize = 8;
 /// Stack of an agent's blocking thread; they run shallow code, and resident memory counts.
 const AGENT_STACK_BYTES: usize = 512 << 10;
+
+/// What is logged when nobody asks for anything else: what we say ourselves. openraft tells every missed heartbeat as an
+/// error, and what matters of it is told by `controller/src/raft`; the others have nothing to say that their callers do
+/// not. `RUST_LOG=debug` keeps them quiet too; `RUST_LOG=openraft=info` asks for one of them.
+const LOGS: &str = "info,openraft=off,sled=warn,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,reqwest=warn,rustls=warn";
 
 /// One controller of the cluster, as typed: `ID=API_ADDRESS/RAFT_ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,14 +51,17 @@ impl FromStr for MemberArg {
 }
 
 /// Runs a controller until it is told to stop.
-pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session);
+pub(crate) fn controller(args: ControllerArgs, logs: Option<&str>) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session, logs)?;
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
-        Failure::Local(format!(
-            "--member must be given for this controller too, as in --member {}=...",
-            args.id
-        ))
+        let problem = format!("controller {} itself is not among them", args.id);
+        Invalid::new("--member", problem, format!("one for every controller, as in --member {}=...", args.id))
     })?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some(twice) = args.members.iter().find(|member| !seen.insert(member.id)) {
+        let problem = format!("controller {} is given twice", twice.id);
+        return Err(Invalid::new("--member", problem, "one for every controller").into());
+    }
     let others = args.members.iter().filter(|member| member.id != me.id);
     let config = dunlin_controller::Config {
         id: me.id,
@@ -83,24 +93,25 @@ pub(crate) fn controller(args: ControllerArgs) -> Result<(), Failure> {
 }
 
 /// Runs an agent until it is told to stop. Its guests go on.
-pub(crate) fn agent(args: AgentArgs) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session);
+pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> {
+    begin(args.log_json, args.own_session, logs)?;
     let name = match args.name {
         Some(name) => name,
         None => node_name()?,
     };
     let config = dunlin_agent::Config {
         data_dir: args.data_dir,
-        controllers: args.controllers,
+        controllers: args.controllers.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?,
         token: args.token.map(Secret::new),
         name,
-        labels: args.labels.into_iter().collect(),
+        labels: once("--label", &args.labels)?,
         address: args.address.to_string(),
         qemu: args.drivers.contains(&DriverArg::Qemu),
         test: args
             .drivers
             .contains(&DriverArg::Test)
             .then_some(SimulatedHost { cpus: args.sim_cpus, mem_mib: args.sim_mem_mib }),
+        image_cache_mib: args.image_cache_mib,
         networks: args.networks.iter().map(network).collect::<Result<_, _>>()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -146,15 +157,27 @@ fn node_name() -> Result<Name, Failure> {
 
 /// Logs to standard error, as told by `RUST_LOG`; in a session of its own when `up` started it, so that neither a
 /// closed terminal nor Ctrl-C in it ends the fleet.
-fn begin(json: bool, own_session: bool) {
+fn begin(json: bool, own_session: bool, asked: Option<&str>) -> Result<(), Failure> {
     if own_session {
         // Fails only for a process that leads its group already, and then there is nothing to leave.
         let _ = rustix::process::setsid();
     }
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
+    let filter = log_filter(asked)?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.with_ansi(false).init() }
+    if json {
+        logs.json().init();
+    } else {
+        logs.with_ansi(false).init();
+    }
+    Ok(())
+}
+
+/// What is logged, with what the environment asks for laid over it.
+fn log_filter(asked: Option<&str>) -> Result<EnvFilter, Invalid> {
+    let asked = asked.unwrap_or_default();
+    EnvFilter::try_new(format!("{LOGS},{asked}")).map_err(|e| {
+        Invalid::new("RUST_LOG", format!("{asked:?}: {e}"), "as in debug, or in info,openraft=warn")
+    })
 }
 
 /// Cancelled by SIGTERM or SIGINT.
@@ -171,16 +194,21 @@ fn on_signal() -> Result<CancellationToken, Failure> {
     Ok(stop)
 }
 
-/// An error and its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Others' logs are off unless they are asked for by name; a filter that cannot be read is refused, not ignored.
+    #[test]
+    fn logs_are_ours() {
+        let shown = |asked| log_filter(asked).map(|filter| filter.to_string());
+        for asked in [None, Some(""), Some("debug")] {
+            assert!(shown(asked).unwrap().contains("openraft=off"), "{asked:?}");
         }
-        cause = inner.source();
+        let debug = shown(Some("debug")).unwrap();
+        assert!(debug.split(',').any(|part| part == "debug") && !debug.contains("info"), "{debug}");
+        let raft = shown(Some("openraft=info")).unwrap();
+        assert!(raft.contains("openraft=info") && !raft.contains("openraft=off"), "{raft}");
+        assert!(log_filter(Some("openraft=loud")).unwrap_err().to_string().starts_with("RUST_LOG: "));
     }
-    text
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Format, Noun};
+use crate::args::{Cli, Noun};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report(format, &failure);
+            output::failed(format, &failure);
             ExitCode::from(failure.exit())
         }
     }
@@ -35,11 +35,14 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let contexts = contexts_path();
     match cli.noun {
-        Noun::Controller(args) => daemon::controller(args),
-        Noun::Agent(args) => daemon::agent(args),
+        Noun::Controller(args) => daemon::controller(args, logs().as_deref()),
+        Noun::Agent(args) => daemon::agent(args, logs().as_deref()),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),
-        _ => client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts })),
+        _ => {
+            let endpoint = std::env::var("DUNLIN_ENDPOINT").ok();
+            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint }))
+        }
     }
 }
 
@@ -49,6 +52,11 @@ fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime.map_err(Failure::io("starting the runtime"))
 }
 
+/// What is to be logged, if anybody says.
+fn logs() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
+}
+
 fn contexts_path() -> std::path::PathBuf {
     if let Some(path) = std::env::var_os("DUNLIN_CONFIG") {
         return path.into();
@@ -56,17 +64,4 @@ fn contexts_path() -> std::path::PathBuf {
     let home = || std::env::var_os("HOME").map(|home| std::path::PathBuf::from(home).join(".config"));
     let config = std::env::var_os("XDG_CONFIG_HOME").map(Into::into).or_else(home).unwrap_or_default();
     config.join("dunlin/contexts.yaml")
-}
-
-/// For people a sentence; for programs the code too.
-fn report(format: Format, failure: &Failure) {
-    match (format, failure.code()) {
-        (Format::Json, code) => {
-            let code = code.map(dunlin_model::ErrorCode::as_str);
-            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
-            output::remark(&told.to_string());
-        }
-        (_, Some(code)) => output::remark(&format!("error: {failure} [{code}]")),
-        (_, None) => output::remark(&format!("error: {failure}")),
-    }
 }

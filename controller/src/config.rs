@@ -12,6 +12,9 @@ use crate::raft::{Member, SnapshotPolicy, Timers};
 /// Most controllers of a cluster: each write waits for a majority of them.
 pub const CONTROLLERS_MAX: usize = 5;
 
+/// What a cluster is called when nobody says.
+pub(crate) const CLUSTER_NAME: &str = "dunlin";
+
 /// Another controller, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -40,8 +43,8 @@ pub struct Config {
     pub raft_endpoint: String,
     /// The other controllers. What the cluster itself knows goes before this.
     pub peers: Vec<Peer>,
-    /// What the cluster is to be called when it is founded.
-    pub cluster_name: Name,
+    /// What the cluster is called: when it is founded, and ever after. None: `dunlin`, or whatever there is.
+    pub cluster_name: Option<Name>,
     /// Form a new cluster of these controllers (this one and peers), unless this one already belongs to one. The same
     /// list may be given to every one of them at every start. Empty: wait to be contacted.
     pub init: Vec<ControllerId>,
@@ -63,7 +66,7 @@ impl Config {
             raft_listen,
             raft_endpoint: raft_listen.to_string(),
             peers: Vec::new(),
-            cluster_name: name,
+            cluster_name: Some(name),
             init: vec![ControllerId(1)],
             timers: Timers::default(),
             snapshots: SnapshotPolicy::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use dunlin_model::cluster::Controller;
 use dunlin_state::{Command, Rejected, State};
 
+use crate::config::CLUSTER_NAME;
 use crate::fleet::{Replica, controllers};
 use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, ProposeError};
@@ -68,7 +69,8 @@ fn next_step(node: &Node) -> Option<Command> {
     let wanted = members_now(node);
     if view.cluster().is_none() {
         let uid = node.replica.cluster()?;
-        let name = node.config.cluster_name.clone();
+        let unnamed = || CLUSTER_NAME.parse().expect("a word is a name");
+        let name = node.config.cluster_name.clone().unwrap_or_else(unnamed);
         return Some(Command::FoundCluster { uid, name, controllers: wanted });
     }
     (controllers(&view) != wanted).then_some(Command::SetControllers { controllers: wanted })

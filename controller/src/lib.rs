@@ -21,10 +21,12 @@ mod config;
 mod drive;
 mod fleet;
 mod found;
+mod kin;
 mod mint;
 mod node;
 pub mod raft;
 pub mod reconcile;
+mod room;
 mod run;
 mod session;
 
@@ -34,5 +36,6 @@ mod testing;
 mod tests;
 
 pub use config::{CONTROLLERS_MAX, Config, Peer};
+pub use kin::Stranger;
 pub use raft::{SnapshotPolicy, Timers};
 pub use run::{Controller, RunError, run};

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Peers, WATCHES_MAX};
 use crate::blob::BlobStore;
 use crate::fleet::Replica;
+use crate::room::Room;
 use crate::session::{Board, Sessions, Tunnels};
 use crate::{Config, fleet, raft};
 
@@ -19,6 +20,7 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) replica: Replica,
     pub(crate) blobs: BlobStore,
+    pub(crate) room: Room,
     pub(crate) peers: Peers,
     /// The agents' sessions that end here; only a leader has any.
     pub(crate) sessions: Sessions,
@@ -33,10 +35,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(config: Config, replica: Replica, blobs: BlobStore) -> Self {
+        let room = Room::new(&config.data_dir);
         Self {
             config,
             replica,
             blobs,
+            room,
             peers: Peers::default(),
             sessions: Sessions::default(),
             board: Board::default(),

@@ -18,6 +18,7 @@ use crate::api::{Advice, Api, keep_blobs};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
+use crate::kin::{self, Stranger};
 use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason};
 use crate::session::Gate;
@@ -57,6 +58,9 @@ pub enum RunError {
     /// The API server failed.
     #[error("serve clients and agents")]
     Serve(#[source] tonic::transport::Error),
+    /// Its data directory is sound, but another cluster's.
+    #[error("the data directory is not this controller's")]
+    Stranger(#[source] Stranger),
     /// The replicated core can no longer keep its promises. Starting again replays what is on disk.
     #[error("the controller had to stop")]
     Stopped(#[source] StopReason),
@@ -127,7 +131,10 @@ impl Controller {
 
     /// Resolves when it cannot go on, with the reason.
     pub async fn failed(&self) -> RunError {
-        RunError::Stopped(self.node.replica.stopped().await)
+        tokio::select! {
+            reason = self.node.replica.stopped() => RunError::Stopped(reason),
+            stranger = kin::stranger(&self.node) => RunError::Stranger(stranger),
+        }
     }
 
     /// Ends every stream (agents are sent elsewhere), finishes calls under way, closes the store. The data directory

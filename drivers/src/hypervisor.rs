@@ -13,6 +13,7 @@
 //!                                   +--> Ended: the guest powered off, or the process died
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -114,6 +115,9 @@ pub struct Guest {
     pub endpoint: Option<Endpoint>,
     /// How its sending stands, when it sends or has sent.
     pub send: Option<Send>,
+    /// Virtual size of each disk that is not shared, bytes, when the hypervisor tells: what a migration's destination
+    /// has to make room for.
+    pub disk_bytes: BTreeMap<Name, u64>,
     /// Did vCPUs ever run in this process?
     pub ever_ran: bool,
     /// How often its machine was restarted in this process: by `reset`, or in place of a power-off. Only grows.
@@ -228,6 +232,15 @@ pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
 
     /// Calls a sending off. Only before `migrate_switch`. Post: the guest goes on as it was before.
     async fn migrate_cancel(&self, vm: VmId) -> DriverResult<()>;
+
+    /// The file with the kept output of the serial console, whether or not there is a guest or anything was kept. Its
+    /// bytes keep their places while it is bounded: what is cut off at its head becomes a hole.
+    fn serial_log(&self, vm: VmId) -> PathBuf;
+
+    /// Cuts what guests have said down to a bound of the driver's own. To be called again and again: every few seconds.
+    async fn trim_logs(&self) -> DriverResult<()> {
+        Ok(())
+    }
 
     /// The unix socket of the serial console, and the file with its kept output.
     fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)>;

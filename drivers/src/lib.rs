@@ -7,6 +7,7 @@
 pub mod conformance;
 pub mod domain_xml;
 pub mod error;
+pub mod footprint;
 pub mod hypervisor;
 pub mod qemu;
 pub mod simulated;

@@ -13,7 +13,9 @@ use dunlin_model::migration::{
     Endpoint, Migration, MigrationCause, MigrationFigures, MigrationLimits, MigrationOutcome, MigrationPhase,
     MigrationSpec, MigrationStatus,
 };
-use dunlin_model::observed::{EndCause, ObservedVm, Process, ReceiveState, SendProgress, SendState};
+use dunlin_model::observed::{
+    EndCause, ObservedVm, Process, ReceiveState, SavedFile, SendProgress, SendState,
+};
 use dunlin_model::recommendation::{
     Recommendation, RecommendationPhase, RecommendationSpec, RecommendationStatus,
 };
@@ -298,11 +300,11 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
         path,
         size_bytes,
     });
-    let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()));
+    let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()), of(uuid()));
     let counts = (incarnation(), of(incarnation()), any::<u32>());
     let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved), of(decision()));
     (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
-        let (host, host_name, volumes_on, migration, task) = ids;
+        let (host, host_name, volumes_on, migration, task, last_host) = ids;
         let (incarnation, continues, restarts) = counts;
         let (reason, message, pid, vnc, saved, chosen) = seen;
         VmStatus {
@@ -322,6 +324,7 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
             chosen,
             restarts,
             since,
+            last_host: last_host.map(dunlin_model::HostId),
         }
     })
 }
@@ -449,10 +452,18 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
     ];
     let ends = (of(uuid()), of(name()), of(uuid()), of(name()));
     let told = (of(select(outcomes)), any::<bool>(), words(), words(), of(decision()), of(effect()));
-    let history = vec((migration_phase(), time()), 0..4);
+    let history = (vec((migration_phase(), time()), 0..4), sizes());
     let status = (migration_phase(), ends, incarnation(), of(endpoint()), told, of(figures()), history)
         .prop_map(
-            |(phase, (from, from_name, to, to_name), incarnation, endpoint, told, figures, history)| {
+            |(
+                phase,
+                (from, from_name, to, to_name),
+                incarnation,
+                endpoint,
+                told,
+                figures,
+                (history, disk_bytes),
+            )| {
                 let (outcome, cancel, reason, message, chosen, effect) = told;
                 MigrationStatus {
                     phase,
@@ -470,6 +481,7 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
                     chosen,
                     effect,
                     history,
+                    disk_bytes,
                 }
             },
         );
@@ -525,8 +537,12 @@ fn role() -> impl Strategy<Value = Role> {
         restore_from,
         received,
     });
-    let receive = (uuid(), limits())
-        .prop_map(|(migration, limits)| Role::Receive { migration: MigrationId(migration), limits });
+    let receive = (uuid(), limits(), sizes()).prop_map(|(migration, limits, disks)| Role::Receive {
+        migration: MigrationId(migration),
+        limits,
+        disks,
+    });
+    let discard = any::<bool>().prop_map(|elsewhere| Role::Discard { elsewhere });
     let step = select(vec![SendStep::Copy, SendStep::Switch, SendStep::Cancel]);
     let send = (uuid(), endpoint(), limits(), step, power()).prop_map(
         |(migration, endpoint, limits, step, power)| Role::Send {
@@ -537,7 +553,12 @@ fn role() -> impl Strategy<Value = Role> {
             power,
         },
     );
-    prop_oneof![run, Just(Role::Hold), receive, send, Just(Role::Discard)]
+    prop_oneof![run, Just(Role::Hold), receive, send, discard]
+}
+
+/// Sizes of disks by their names, bytes.
+fn sizes() -> impl Strategy<Value = BTreeMap<Name, u64>> {
+    btree_map(name(), any::<u64>(), 0..3)
 }
 
 fn images() -> impl Strategy<Value = BTreeMap<Name, ImageSpec>> {
@@ -628,13 +649,15 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
         any::<bool>(),
         of(any::<u32>()),
         of(words()),
-        of((path(), any::<u64>())),
+        of((path(), any::<u64>(), incarnation())),
         of(any::<u64>()),
+        sizes(),
     );
     let sides =
         (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
     (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
-        let (process, has_volumes, pid, vnc, saved, resumed_at_ms) = seen;
+        let (process, has_volumes, pid, vnc, saved, resumed_at_ms, disk_bytes) = seen;
+        let saved = saved.map(|(path, size_bytes, incarnation)| SavedFile { path, size_bytes, incarnation });
         ObservedVm {
             vm: dunlin_model::VmId(vm),
             name,
@@ -645,6 +668,7 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
             vnc,
             saved,
             resumed_at_ms,
+            disk_bytes,
             receive,
             send,
         }

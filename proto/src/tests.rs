@@ -163,7 +163,7 @@ fn refusals_inside_a_desired_set_name_the_field() {
     let hold = || v1::role::Choice::Hold(v1::Unit {});
     assert_eq!(field(set(assignment(hold(), 1))), "assignments[0].spec.mem_mib");
     let limits = v1::MigrationLimits { timeout_s: Some(0), ..Default::default() };
-    let receive = v1::role::Receive { migration: uid.into(), limits: Some(limits) };
+    let receive = v1::role::Receive { migration: uid.into(), limits: Some(limits), ..Default::default() };
     let role = v1::role::Choice::Receive(receive);
     assert_eq!(field(set(assignment(role, 512))), "assignments[0].role.receive.limits.timeout_s");
     let step = v1::role::Send {

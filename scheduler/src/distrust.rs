@@ -123,7 +123,7 @@ pub struct Meter {
 const FRACTION: u32 = 16;
 
 /// How long the fast mean remembers, ms: long enough that a moment's burst moves nothing.
-const FAST_MS: u64 = 10 * 60_000;
+const FAST_MS: u64 = 4 * 60_000;
 
 /// How long the slow mean remembers, ms: a working day, so that what is idle now is known to have been busy.
 const SLOW_MS: u64 = 8 * 3_600_000;

@@ -9,6 +9,8 @@ const GUESTS: usize = 10;
 pub(crate) fn run() -> anyhow::Result<()> {
     let fleet = Fleet::start(FleetOptions { controllers: 1, hosts: 1, drivers: "qemu" })?;
     fleet.import_guest()?;
+    // Ten guests on however few CPUs this machine has.
+    fleet.ok(&["cluster", "set", "--cpu-overcommit-percent", "1000"])?;
     let mib = |kib: u64| f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0;
     let idle = fleet.agent("host-1")?.rss_kib().context("the agent's memory")?;
     for number in 0..GUESTS {

@@ -1,6 +1,7 @@
 //! What the CLI prints and what the fleet refuses. Simulated guests: nothing here needs a real one.
 
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use dunlin_model::vm::VmPhase;
 use dunlin_tests::{Fleet, FleetOptions, eventually};
@@ -82,6 +83,24 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
     let mut said = String::new();
     for words in [
         &["vm", "show", "sim-11"][..],
+        &["vm", "create", ""],
+        &["vm", "create", "w\u{e9}b"],
+        &["vm", "create", "x", "--mem-mib", "-5"],
+        &["vm", "create", "x", "--mem-mib", "1e3"],
+        &["vm", "create", "x", "--cpus", "99999999999999999999999"],
+        &["vm", "create", "x", "--cpus", "1", "--cpus", "2"],
+        &["vm", "create", "x", "--driver", "qmeu"],
+        &["vm", "create", "x", "--label", "a=1", "--label", "a=2"],
+        &["vm", "create", "x", "--disk", "image=tiny,path=/a"],
+        &["vm", "create", "x", "--disk", "path=/a.raw,shared=no"],
+        &["vm", "create", "x", "--nic", "user,tap=t0"],
+        &["vm", "lst"],
+        &["vm", "list", "-o", "jsn"],
+        &["vm", "destroy", "nobody", "sim-11"],
+        &["cluster", "set"],
+        &["token", "create", "--ttl-s", "0"],
+        &["image", "import", "folder", "/"],
+        &["--context", "nope", "vm", "list"],
         &["vm", "create", "-bad-"],
         &["vm", "create", "big", "--mem-mib", "1"],
         &["vm", "create", "big", "--cpus", "1000"],
@@ -107,13 +126,94 @@ fn refusals(fleet: &Fleet) -> anyhow::Result<()> {
         &["host", "drain", "host-11", "--dry-run"],
         &["balance", "apply", "nothing"],
     ] {
-        let output = fleet.run(words)?;
-        assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
-        let typed = words.join(" ").replace(&fleet.scratch().display().to_string(), "SCRATCH");
-        let told = normal(fleet, &output.stderr);
-        said.push_str(&format!("$ dunlin {typed}\n{told}exit {}\n\n", output.status));
+        said.push_str(&refused(fleet, words)?);
     }
     insta::assert_snapshot!("refusals", said);
+    let lables = refused_files(fleet, &xml)?;
+    as_programs_see_it(fleet, &lables)
+}
+
+/// What a command that must fail says, and how it ends.
+fn refused(fleet: &Fleet, words: &[&str]) -> anyhow::Result<String> {
+    let output = fleet.run(words)?;
+    assert_ne!(output.status, 0, "{words:?} was accepted: {}", output.stdout);
+    let typed = words.join(" ").replace(&fleet.scratch().display().to_string(), "SCRATCH");
+    let told = normal(fleet, &output.stderr);
+    Ok(format!("$ dunlin {typed}\n{told}exit {}\n\n", output.status))
+}
+
+/// Files with what does not belong there. Returns the path of the one with a misspelt field.
+fn refused_files(fleet: &Fleet, xml: &str) -> anyhow::Result<String> {
+    let file = |name: &str, text: &str| -> anyhow::Result<String> {
+        std::fs::write(fleet.scratch().join(name), text)?;
+        Ok(fleet.scratch().join(name).display().to_string())
+    };
+    let lables = file("lables.yaml", "metadata: {name: x, lables: {tier: web}}\nspec: {mem_mib: 64}\n")?;
+    let disk = "{name: vda, bsu: ide, source: {empty_mib: 1}}";
+    let nested = file("nested.yaml", &format!("spec:\n  mem_mib: 64\n  disks: [{disk}]\n"))?;
+    let twice = file("twice.json", "{\"spec\": {\"mem_mib\": 64, \"mem_mib\": 128}}")?;
+    let text = file("text.yaml", "spec: {mem_mib: plenty}\n")?;
+    let uid = fleet.vm("sim-1")?.metadata.uid;
+    let taken =
+        file("taken.yaml", &format!("metadata: {{name: twin, uid: {uid}}}\nspec: {{mem_mib: 64}}\n"))?;
+    let nowhere = fleet.scratch().join("nowhere.yaml").display().to_string();
+    let mut said = String::new();
+    for words in [
+        &["vm", "create", "x", "-f", &lables][..],
+        &["vm", "create", "x", "-f", &nested],
+        &["vm", "create", "x", "-f", &twice],
+        &["vm", "create", "x", "-f", &text],
+        &["vm", "create", "-f", &taken],
+        &["vm", "create", "x", "-f", &nowhere],
+        &["vm", "create", "x", "-f", &lables, "--xml", xml],
+        &["up", "--dir", &nowhere, "--controllers", "2"],
+        &["up", "--dir", &nowhere, "--port", "65535"],
+    ] {
+        said.push_str(&refused(fleet, words)?);
+    }
+    insta::assert_snapshot!("refused_files", said);
+    Ok(lables)
+}
+
+/// Refusals as JSON, text through pipes, a reader that goes away, endpoints that are none or where nobody is: no panic, no
+/// colour where there is no terminal, an end within the documented time.
+fn as_programs_see_it(fleet: &Fleet, lables: &str) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(lables)?;
+    let piped = fleet.run_with_input(&["vm", "create", "-f", "-", "-o", "json"], &text)?;
+    let told: serde_json::Value = serde_json::from_str(&piped.stderr)?;
+    assert_eq!((piped.status, &told["error"]["code"]), (2, &serde_json::json!("invalid_argument")));
+    assert!(told["error"]["message"].as_str().is_some_and(|m| m.contains("standard input: metadata.lables")));
+
+    // A VM that comes from elsewhere keeps its uid, by XML and by YAML, also after it was deleted.
+    let yaml = fleet.ok(&["vm", "show", "sim-2", "-o", "yaml"])?;
+    let xml = fleet.ok(&["vm", "xml", "sim-2"])?;
+    let uid = fleet.vm("sim-2")?.metadata.uid;
+    for (flag, text) in [("-f", yaml), ("--xml", xml)] {
+        fleet.ok(&["vm", "delete", "sim-2", "--wait"])?;
+        fleet.run_with_input(&["vm", "create", flag, "-", "--start", "--wait"], &text)?.ok()?;
+        assert_eq!(fleet.vm("sim-2")?.metadata.uid, uid, "{flag}");
+    }
+
+    for words in
+        [&["vm", "list"][..], &["vm", "list", "-o", "json"], &["event", "list"], &["completions", "bash"]]
+    {
+        let mut child = fleet.command(words)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        drop(child.stdout.take());
+        let output = child.wait_with_output()?;
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{words:?} to a closed pipe");
+    }
+    let coloured = fleet.command(&["vm", "lst"])?.env("NO_COLOR", "1").output()?;
+    assert!(!coloured.stderr.contains(&0x1b) && !fleet.run(&["vm", "lst"])?.stderr.contains('\u{1b}'));
+
+    for endpoint in ["nowhere", "http://127.0.0.1", "https://127.0.0.1:7400", "http://127.0.0.1:70000", ""] {
+        let refused = fleet.run(&["-e", endpoint, "vm", "list"])?;
+        assert_eq!(refused.status, 2, "{endpoint}: {}", refused.stderr);
+        assert!(refused.stderr.contains("endpoint: ") && refused.stderr.contains("http://host:port"));
+    }
+    let (begun, dead) = (Instant::now(), fleet.run(&["-e", "http://127.0.0.1:9", "vm", "list"])?);
+    assert_eq!(dead.status, 10, "{}", dead.stderr);
+    assert!(dead.stderr.contains("no answer from http://127.0.0.1:9: ") && dead.stderr.contains("refused"));
+    assert!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dunlin_model::vm::VmPhase;
 use dunlin_tests::fleet::BOOT_LIMIT;
-use dunlin_tests::{Fleet, FleetOptions, Ring, eventually};
+use dunlin_tests::{Fleet, FleetOptions, Ring, console, eventually};
 
 /// A verb with a real guest: far more than any takes on a busy machine.
 const VERB_LIMIT: Duration = Duration::from_secs(60);
@@ -26,7 +26,7 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     assert!(!fleet.ok(&["vm", "show", "web", "-o", "yaml"])?.contains("secret12"), "a secret is shown");
 
     pause_holds_the_guest_still(&fleet, &disk)?;
-    console_answers(&fleet)?;
+    console(&fleet, "web", "ping dunlin", "pong dunlin", VERB_LIMIT)?;
     save_and_restore_keep_the_guest(&fleet, &disk)?;
 
     // The power button is heard once the guest's late drivers are in.
@@ -41,6 +41,8 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     fleet.ok(&["vm", "shutdown", "web", "--wait"])?;
     let stopped = fleet.wait_phase("web", VmPhase::Stopped, VERB_LIMIT)?;
     assert!(fleet.guests(&stopped).is_empty(), "a stopped guest has a process");
+    let said = fleet.ok(&["vm", "logs", "web"])?;
+    assert!(said.contains("boot 1 ") && said.contains("bye poweroff"), "the log of a stopped VM: {said}");
     fleet.ok(&["vm", "start", "web", "--wait"])?;
     boots(&fleet, &disk, reset.boots + 1)?;
 
@@ -67,37 +69,6 @@ fn pause_holds_the_guest_still(fleet: &Fleet, disk: &std::path::Path) -> anyhow:
     Ok(())
 }
 
-fn console_answers(fleet: &Fleet) -> anyhow::Result<()> {
-    use std::io::{Read, Write};
-    use std::process::Stdio;
-    let mut console =
-        fleet.command(&["vm", "console", "web"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let (Some(mut stdin), Some(mut stdout)) = (console.stdin.take(), console.stdout.take()) else {
-        anyhow::bail!("no pipes")
-    };
-    stdin.write_all(b"ping dunlin\n")?;
-    stdin.flush()?;
-    let (send, lines) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-            if send.send(String::from_utf8_lossy(&buffer[..count]).into_owned()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut heard = String::new();
-    let answer = eventually("pong on the console", VERB_LIMIT, || {
-        heard.extend(lines.try_iter());
-        if heard.contains("pong dunlin") { Ok(()) } else { Err(format!("heard {} bytes", heard.len())) }
-    });
-    console.kill()?;
-    console.wait()?;
-    drop(lines);
-    let _ = reader.join();
-    answer
-}
-
 fn save_and_restore_keep_the_guest(fleet: &Fleet, disk: &std::path::Path) -> anyhow::Result<()> {
     let before = Ring::read(disk)?;
     fleet.ok(&["vm", "save", "web", "--wait"])?;
@@ -108,6 +79,31 @@ fn save_and_restore_keep_the_guest(fleet: &Fleet, disk: &std::path::Path) -> any
     let after = fleet.ticks_beyond(disk, Some(at_rest.last_seq), VERB_LIMIT)?;
     assert_eq!(after.boots, before.boots, "the guest was booted instead of restored");
     Ok(())
+}
+
+/// Takes a host away under its VM: the fleet says so, starts the VM nowhere else, and takes it back when the host returns.
+#[test]
+fn a_vm_on_a_host_that_is_down_says_so() -> anyhow::Result<()> {
+    let fleet = Fleet::start(FleetOptions { controllers: 1, hosts: 2, drivers: "test" })?;
+    fleet.ok(&["vm", "create", "web", "--driver", "test", "--mem-mib", "64", "--start"])?;
+    let before = fleet.wait_phase("web", VmPhase::Running, VERB_LIMIT)?;
+    let host = before.status.host_name.clone().map(|name| name.to_string()).unwrap_or_default();
+    fleet.agent(&host)?.kill()?;
+    let told = eventually("the VM says that its host is down", VERB_LIMIT, || {
+        let status = fleet.vm("web").map_err(|e| e.to_string())?.status;
+        if status.reason == "HostDown" { Ok(status) } else { Err(format!("{status:?}")) }
+    })?;
+    assert!(told.message.contains(&format!("host {host} is down since")), "{}", told.message);
+    assert_eq!((told.host, told.incarnation), (before.status.host, before.status.incarnation));
+    assert!(fleet.ok(&["vm", "list"])?.contains("HostDown"));
+    let log = fleet.run(&["vm", "logs", "web"])?;
+    assert!(log.status != 0 && log.stderr.contains(&host), "{}", log.stderr);
+    fleet.up()?;
+    eventually("the VM is as it was", VERB_LIMIT, || {
+        let status = fleet.vm("web").map_err(|e| e.to_string())?.status;
+        let same = status.phase == VmPhase::Running && status.incarnation == before.status.incarnation;
+        if same && status.reason.is_empty() { Ok(()) } else { Err(format!("{status:?}")) }
+    })
 }
 
 fn boots(fleet: &Fleet, disk: &std::path::Path, wanted: u64) -> anyhow::Result<Ring> {

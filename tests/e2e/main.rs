@@ -5,8 +5,11 @@
 
 mod advice;
 mod balance;
+mod environment;
 mod faults;
+mod full_disk;
 mod input;
 mod lifecycle;
 mod migration;
 mod restart;
+mod site;

@@ -6,10 +6,16 @@
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
 pub mod condition;
+pub mod console;
 pub mod fleet;
+pub mod folders;
+pub mod follower;
 pub mod process;
 pub mod ring;
 
 pub use condition::eventually;
+pub use console::console;
 pub use fleet::{Fleet, FleetOptions, Output};
+pub use folders::HostFolders;
+pub use follower::Follower;
 pub use ring::Ring;

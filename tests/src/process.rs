@@ -53,7 +53,7 @@ pub fn guests(dir: &Path, vm_uid: &str) -> Vec<Process> {
 
 fn read(pid: i32) -> Option<Process> {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let words: Vec<_> =
-        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    (line.len() > 1).then_some(Process { pid, words })
+    // Every word ends with a zero byte, the last one too.
+    let words = line.strip_suffix(&[0])?.split(|byte| *byte == 0);
+    Some(Process { pid, words: words.map(|word| String::from_utf8_lossy(word).into_owned()).collect() })
 }

@@ -19,6 +19,7 @@ fn guest(run: Run) -> Guest {
         vnc: None,
         endpoint: None,
         send: None,
+        disk_bytes: BTreeMap::new(),
         ever_ran: true,
         reboots: 3,
         resumed_at_ms: None,

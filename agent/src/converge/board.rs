@@ -246,6 +246,12 @@ impl Board {
         Arc::clone(&self.lock().images)
     }
 
+    /// The same; none before a desired set has come.
+    pub(crate) fn images_told(&self) -> Option<Arc<BTreeMap<Name, ImageSpec>>> {
+        let inner = self.lock();
+        inner.told.then(|| Arc::clone(&inner.images))
+    }
+
     /// The generation last taken in.
     pub(crate) fn generation(&self) -> Revision {
         self.lock().generation

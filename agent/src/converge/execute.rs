@@ -100,9 +100,10 @@ impl Host {
         self.amend(vm, |record| {
             record.told = record.told.max(desired.incarnation);
             record.name = desired.name.clone();
-            if desired.role == Role::Discard {
+            if matches!(desired.role, Role::Discard { .. }) {
                 return;
             }
+            super::targets::note_leaving(record, desired);
             if let Role::Run { received: true, .. } = desired.role
                 && record.started.is_some_and(|started| started.incarnation == desired.incarnation)
             {
@@ -234,6 +235,7 @@ impl Host {
         if let Ok(driver) = self.driver_of(look) {
             driver.erase_log(vm).await?;
         }
+        self.drop_targets(vm, look).await?;
         self.volumes.remove(vm).await?;
         self.amend(vm, Record::bury).await?;
         for old in self.board.thin(TOMBSTONES_MAX) {

@@ -11,4 +11,5 @@ pub(crate) mod execute;
 pub(crate) mod observe;
 pub(crate) mod plan;
 pub(crate) mod start;
+mod targets;
 pub(crate) mod worker;

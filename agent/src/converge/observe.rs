@@ -2,7 +2,7 @@
 
 use dunlin_drivers::hypervisor::{Guest, Run, Send};
 use dunlin_model::desired::{Assignment, Role, SendStep};
-use dunlin_model::observed::{ActReport, ObservedVm, Process, ReceiveState, SendState};
+use dunlin_model::observed::{ActReport, ObservedVm, Process, ReceiveState, SavedFile, SendState};
 use dunlin_model::task::TaskPhase;
 use dunlin_model::{MigrationId, TaskId};
 
@@ -16,7 +16,7 @@ pub(crate) fn observe(
     guest: Option<&Guest>,
     doing: Option<&str>,
 ) -> Option<ObservedVm> {
-    let wanted = desired.is_some_and(|desired| desired.role != Role::Discard);
+    let wanted = desired.is_some_and(|desired| !matches!(desired.role, Role::Discard { .. }));
     if guest.is_none() && record.is_tombstone() && !wanted {
         return None;
     }
@@ -42,7 +42,12 @@ pub(crate) fn observe(
         has_volumes: !record.volumes.is_empty(),
         pid: guest.and_then(|guest| guest.pid),
         vnc: guest.and_then(|guest| guest.vnc.clone()),
-        saved: record.saved.as_ref().map(|saved| (saved.file.display().to_string(), saved.size_bytes)),
+        saved: record.saved.as_ref().map(|saved| SavedFile {
+            path: saved.file.display().to_string(),
+            size_bytes: saved.size_bytes,
+            incarnation: saved.incarnation,
+        }),
+        disk_bytes: guest.map(|guest| guest.disk_bytes.clone()).unwrap_or_default(),
         resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
         receive: receive_of(record, guest),
         send: guest.and_then(|guest| send_of(record, guest)),

@@ -74,7 +74,7 @@ pub(crate) enum Start {
 pub(crate) fn is_stale(record: &Record, desired: &Assignment, guest: Option<&Guest>) -> bool {
     let newer = guest.filter(|guest| guest.incarnation > desired.incarnation);
     match desired.role {
-        Role::Discard => newer.is_some_and(|guest| guest.ever_ran),
+        Role::Discard { .. } => newer.is_some_and(|guest| guest.ever_ran),
         _ => desired.incarnation < record.told || newer.is_some(),
     }
 }
@@ -87,8 +87,8 @@ pub(crate) fn plan(record: &Record, desired: Option<&Assignment>, guest: Option<
     }
     match &desired.role {
         Role::Hold => empty(guest, Step::Rest),
-        Role::Discard if record.is_tombstone() => empty(guest, Step::Rest),
-        Role::Discard => empty(guest, Step::DropAll),
+        Role::Discard { .. } if record.is_tombstone() => empty(guest, Step::Rest),
+        Role::Discard { .. } => empty(guest, Step::DropAll),
         Role::Run { .. } | Role::Receive { .. } | Role::Send { .. } => live(record, desired, guest),
     }
 }
@@ -109,7 +109,7 @@ fn live(record: &Record, desired: &Assignment, guest: Option<&Guest>) -> Step {
             Role::Run { power, received, .. } => run(record, desired, guest, *power, *received),
             Role::Receive { migration, .. } => receive(record, guest, *migration),
             Role::Send { migration, step, power, .. } => send(record, guest, *migration, *step, *power),
-            Role::Hold | Role::Discard => Step::Rest,
+            Role::Hold | Role::Discard { .. } => Step::Rest,
         },
         None => no_process(record, desired),
     }
@@ -180,7 +180,7 @@ fn no_process(record: &Record, desired: &Assignment) -> Step {
         }
         Role::Send { .. } if ended.is_some() => Step::Rest,
         Role::Send { .. } => note(EndCause::Died, "its process is gone", true, None),
-        Role::Hold | Role::Discard => Step::Rest,
+        Role::Hold | Role::Discard { .. } => Step::Rest,
     }
 }
 

@@ -29,7 +29,7 @@ fn run_as(power: Power, received: bool) -> Role {
 }
 
 fn receive_for(migration: MigrationId) -> Role {
-    Role::Receive { migration, limits: MigrationLimits::default() }
+    Role::Receive { migration, limits: MigrationLimits::default(), disks: Default::default() }
 }
 
 fn send_to(step: SendStep) -> Role {
@@ -48,6 +48,7 @@ fn guest(incarnation: u64, run: Run, send: Option<Send>) -> Guest {
         vnc: None,
         endpoint: None,
         send,
+        disk_bytes: Default::default(),
         ever_ran,
         reboots: 0,
         resumed_at_ms: None,
@@ -130,7 +131,7 @@ fn every_role_and_every_guest() {
         ("copying",     Some(send_to(SendStep::Copy)),         None, None, true,        "note . . . . . . . . . . kill kill forget ."),
         ("send switch", Some(send_to(SendStep::Switch)),       None, None, true,        "note pause . . . . switch . . pause . kill kill forget ."),
         ("send cancel", Some(send_to(SendStep::Cancel)),       None, None, true,        "note . go . . off off . . . . kill kill forget ."),
-        ("discard",     Some(Role::Discard),                   None, None, false,       "drop kill kill kill kill kill kill kill kill kill forget kill kill forget ."),
+        ("discard",     Some(Role::Discard { elsewhere: false }),                   None, None, false,       "drop kill kill kill kill kill kill kill kill kill forget kill kill forget ."),
     ];
     for (name, role, continues, receiving, sending, expected) in rows {
         let desired = role.map(|role| told(role, continues));
@@ -228,12 +229,12 @@ fn fences() {
     for role in [run_as(Power::Running, false), Role::Hold, receive_for(OURS), send_to(SendStep::Copy)] {
         assert!(is_stale(&record, &told(role, None), None));
     }
-    assert!(!is_stale(&record, &told(Role::Discard, None), None));
+    assert!(!is_stale(&record, &told(Role::Discard { elsewhere: false }, None), None));
     let waiting = guest(6, Run::Incoming, None);
-    check(&record, Role::Discard, Some(&waiting), "kill");
-    check(&record, Role::Discard, Some(&guest(6, Run::Paused, None)), ".");
+    check(&record, Role::Discard { elsewhere: false }, Some(&waiting), "kill");
+    check(&record, Role::Discard { elsewhere: false }, Some(&guest(6, Run::Paused, None)), ".");
     record.bury();
-    check(&record, Role::Discard, None, ".");
+    check(&record, Role::Discard { elsewhere: false }, None, ".");
 }
 
 /// Saved memory is removed once a newer incarnation runs, and not before.

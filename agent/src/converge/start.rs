@@ -1,6 +1,7 @@
 //! Bringing a VM up: disks, interfaces, process. May take minutes while an image comes, so it is given up as soon as
 //! something else is wanted of the VM.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use dunlin_drivers::hypervisor::{Launch, LaunchMode, LaunchNic};
@@ -75,8 +76,17 @@ impl Host {
         tell("preparing".to_owned());
         let spec = &desired.spec;
         let receiving = matches!(mode, Start::Receive(_));
+        let none = BTreeMap::new();
+        let sizes = match &desired.role {
+            Role::Receive { disks, .. } => disks,
+            _ => &none,
+        };
+        if receiving {
+            self.make_targets(vm, desired, sizes).await?;
+        }
         let catalog = self.board.images();
-        let need = Need { vm, spec, receiving, made: &look.record.volumes, catalog: &catalog, given_up };
+        let made = &look.record.volumes;
+        let need = Need { vm, spec, receiving, made, sizes, catalog: &catalog, given_up };
         let ready = self.volumes.prepare(need, &self.images, &tell).await?;
         self.amend(vm, |record| record.volumes.extend(ready.made.clone())).await?;
         let nics = match spec.driver {

@@ -82,7 +82,7 @@ pub(super) struct Agent {
 }
 
 /// Holds sessions, one after the other, until the task is dropped. Ends only when the cluster refuses this host before
-/// it was ever welcome: then somebody should be told at once.
+/// it was ever welcome, or has another that is it: then somebody should be told at once.
 pub(crate) async fn attend(
     host: Arc<Host>,
     identity: Identity,
@@ -112,11 +112,17 @@ pub(crate) async fn attend(
                 }
             }
         }
-        if let Some(fault) = refused.filter(|fault| fault.code == ErrorCode::Unauthenticated) {
-            if !agent.known {
+        match refused {
+            Some(fault) if fault.code == ErrorCode::Unauthenticated && !agent.known => {
                 return Err(agent.identity.refused(fault.message));
             }
-            wait_ms = REFUSED_WAIT_MS;
+            Some(fault) if fault.code == ErrorCode::AlreadyExists && !agent.known => {
+                return Err(agent.identity.rivalled(fault.message));
+            }
+            Some(fault) if matches!(fault.code, ErrorCode::Unauthenticated | ErrorCode::AlreadyExists) => {
+                wait_ms = REFUSED_WAIT_MS;
+            }
+            _ => {}
         }
         tokio::time::sleep(jittered(wait_ms)).await;
         wait_ms = (wait_ms * 2).min(BACKOFF_MAX_MS);
@@ -134,6 +140,9 @@ impl Agent {
                     let leader = opened.endpoint.clone();
                     self.host.line.set_leader(Some(&leader));
                     tracing::info!(%leader, session = opened.welcome.session, "session open");
+                    if let Err(error) = dunlin_drivers::footprint::release_code() {
+                        tracing::debug!(%error, "the code that started us stays resident");
+                    }
                     let end = self.live(opened).await;
                     match end {
                         End::Redirect(leader) if !leader.is_empty() => {

@@ -70,9 +70,20 @@ impl Fleet for Fake {
         Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        assert_eq!(request.get_ref().kind(), v1::Kind::Image);
+        let image = |(sha256, bytes): (&String, &Vec<u8>)| {
+            let size_bytes = bytes.len() as u64;
+            let spec = v1::ImageSpec { sha256: sha256.clone(), size_bytes, ..v1::ImageSpec::default() };
+            let image = v1::Image { spec: Some(spec), ..v1::Image::default() };
+            v1::Object { choice: Some(v1::object::Choice::Image(image)) }
+        };
+        let objects = self.with(|state| state.blobs.kept.iter().map(image).collect());
+        Ok(Response::new(v1::ListResponse { objects, ..v1::ListResponse::default() }))
+    }
+
     unused! {
         get(v1::GetRequest) -> v1::Object;
-        list(v1::ListRequest) -> v1::ListResponse;
         watch(v1::WatchRequest) -> Self::WatchStream;
         create(v1::CreateRequest) -> v1::Object;
         update(v1::UpdateRequest) -> v1::Object;

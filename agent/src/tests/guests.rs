@@ -48,13 +48,13 @@ async fn a_life() {
     fake.tell(id, 6, &[with_disk(2, Role::Hold)], &[]).await;
     let seen = fake.sees("stopped", id, one, |seen| seen.process == Process::None).await;
     assert!(seen.has_volumes);
-    fake.tell(id, 7, &[with_disk(2, Role::Discard)], &[]).await;
+    fake.tell(id, 7, &[with_disk(2, Role::Discard { elsewhere: false })], &[]).await;
     fake.sees_gone(id, one).await;
     assert!(!house.config.data_dir.join("volumes").join(one.to_string()).exists());
     // Asked again, it says so again.
     fake.with(|state| state.hosts.get_mut(&id).unwrap().gone.clear());
     fake.tell(id, 8, &[], &[]).await;
-    fake.tell(id, 9, &[with_disk(2, Role::Discard)], &[]).await;
+    fake.tell(id, 9, &[with_disk(2, Role::Discard { elsewhere: false })], &[]).await;
     fake.sees_gone(id, one).await;
 }
 
@@ -117,7 +117,8 @@ async fn fences_and_strays() {
     fake.sees("the stray", id, stray, runs_as(7)).await;
 
     // A leader of the past: its whole set is refused, and nothing of it is done.
-    fake.tell(id, 9, &[told(one, 3, Role::Hold), told(stray, 7, Role::Discard)], &[]).await;
+    fake.tell(id, 9, &[told(one, 3, Role::Hold), told(stray, 7, Role::Discard { elsewhere: false })], &[])
+        .await;
     fake.tell(id, 11, &[told(one, 2, Role::Hold)], &[]).await;
     fake.until("taken in", |state| (state.hosts.get(&id)?.generation == 11).then_some(())).await;
     house.restart(&fake).await;
@@ -126,14 +127,25 @@ async fn fences_and_strays() {
         (heard.completes == 2).then_some(heard.resumed_at)
     };
     assert!(fake.until("a complete report", resumed).await >= 10);
-    fake.tell(id, 9, &[told(one, 3, Role::Discard), told(stray, 7, Role::Discard)], &[]).await;
-    fake.tell(id, 12, &[told(one, 2, running()), told(stray, 6, Role::Discard)], &[]).await;
+    fake.tell(
+        id,
+        9,
+        &[
+            told(one, 3, Role::Discard { elsewhere: false }),
+            told(stray, 7, Role::Discard { elsewhere: false }),
+        ],
+        &[],
+    )
+    .await;
+    fake.tell(id, 12, &[told(one, 2, running()), told(stray, 6, Role::Discard { elsewhere: false })], &[])
+        .await;
     fake.until("taken in", |state| (state.hosts.get(&id)?.generation == 12).then_some(())).await;
     fake.sees("the guest", id, one, runs_as(3)).await;
     fake.sees("the stray", id, stray, runs_as(7)).await;
     assert_eq!(house.sim().list().await.unwrap().len(), 2);
 
-    fake.tell(id, 13, &[told(one, 3, running()), told(stray, 7, Role::Discard)], &[]).await;
+    fake.tell(id, 13, &[told(one, 3, running()), told(stray, 7, Role::Discard { elsewhere: false })], &[])
+        .await;
     fake.sees_gone(id, stray).await;
     fake.sees("the guest", id, one, runs_as(3)).await;
     let left = house.sim().list().await.unwrap();
@@ -241,7 +253,9 @@ async fn save_and_restore() {
     fake.tell(id, 2, &here, &[order(1, one, Act::Save)]).await;
     let seen = fake.sees("saved", id, one, |seen| seen.saved.is_some() && has_ended(seen)).await;
     assert!(matches!(seen.process, Process::Ended { cause: EndCause::Told, .. }), "{seen:?}");
-    let (file, size_bytes) = seen.saved.unwrap();
+    let saved = seen.saved.unwrap();
+    assert_eq!(saved.incarnation, Incarnation(1));
+    let (file, size_bytes) = (saved.path, saved.size_bytes);
     assert_eq!(std::fs::metadata(&file).unwrap().len(), size_bytes);
 
     fake.tell(id, 3, &[told(one, 1, Role::Hold)], &[]).await;
@@ -265,7 +279,7 @@ async fn consoles() {
     fake.sees("running", id, one, runs_as(1)).await;
     let open = async |tunnel: &str, vm: VmId, mode: v1::ConsoleMode| {
         let (tunnel, vm_uid) = (tunnel.to_owned(), vm.to_string());
-        let asked = v1::OpenTunnel { tunnel, vm_uid, mode: mode.into() };
+        let asked = v1::OpenTunnel { tunnel, vm_uid, mode: mode.into(), places: Vec::new() };
         fake.say(id, v1::to_agent::Message::OpenTunnel(asked)).await;
     };
     let reads = async |tunnel: &str, words: &str| {
@@ -295,6 +309,15 @@ async fn consoles() {
     closed("follow").await;
     drop(line);
     closed("talk").await;
+
+    // Off, its log is still there; discarded, whoever follows it has read everything and is told that it is over.
+    fake.tell(id, 2, &[told(one, 1, Role::Hold)], &[]).await;
+    fake.sees("off", id, one, |seen| seen.process == Process::None).await;
+    open("kept", one, v1::ConsoleMode::LogFollow).await;
+    reads("kept", "hello there").await;
+    fake.tell(id, 3, &[told(one, 1, Role::Discard { elsewhere: false })], &[]).await;
+    fake.sees_gone(id, one).await;
+    closed("kept").await;
 
     open("nobody", vm(9), v1::ConsoleMode::Interactive).await;
     let (error, ..) = fake.until("refused", |state| state.tunnels.get("nobody").cloned()).await;

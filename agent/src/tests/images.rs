@@ -56,6 +56,58 @@ async fn fetching() {
     assert!(!missing.is_transient() && missing.to_string().contains("no such blob"), "{missing}");
 }
 
+/// What the fleet has deleted leaves the host once it is known what is to run there, what only nobody needs stays within
+/// the budget, and what a VM names stays whatever the fleet says; a fetch that was broken off counts as its image.
+#[tokio::test]
+async fn images_nobody_needs_leave() {
+    let fake = Fake::start().await;
+    let mut house = House::new("n1", &[&fake]);
+    house.config.image_cache_mib = 1;
+    let folder = house.config.data_dir.join("images");
+    std::fs::create_dir_all(&folder).unwrap();
+    let needed = image(&fake, ImageFormat::Raw, &[1; 700 << 10]);
+    let older = image(&fake, ImageFormat::Raw, &[2; 200 << 10]);
+    let newer = image(&fake, ImageFormat::Raw, &[3; 300 << 10]);
+    let deleted = "d".repeat(64);
+    fake.with(|state| state.blobs.kept.remove(&needed.sha256));
+    let put = |name: &str, size_bytes: u64, age_s| {
+        let file = std::fs::File::create(folder.join(name)).unwrap();
+        file.set_len(size_bytes).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age_s)).unwrap();
+    };
+    put(&needed.sha256, needed.size_bytes, 9000);
+    put(&older.sha256, older.size_bytes, 5000);
+    put(&newer.sha256, newer.size_bytes, 10);
+    put(&format!("{deleted}.half-made"), 5, 1);
+    let there = || {
+        let mut names: Vec<String> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = there();
+    house.start().await;
+    let id = house.id(&fake).await;
+    assert_eq!(there(), before, "nothing goes before it is known what is needed");
+    let set = dunlin_model::desired::DesiredSet {
+        host: id,
+        generation: Revision(1),
+        assignments: Vec::new(),
+        acts: Vec::new(),
+        images: BTreeMap::from([("golden".parse().unwrap(), needed.clone())]),
+    };
+    fake.say(id, dunlin_proto::v1::to_agent::Message::Desired(set.into())).await;
+    let mut kept = vec![needed.sha256, newer.sha256];
+    kept.sort();
+    eventually("what is not needed is gone", async || {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        (there() == kept).then_some(())
+    })
+    .await;
+}
+
 /// A real guest: its disk is made from an image that is fetched, it runs, outlives a killed agent as the same process,
 /// and leaves nothing when it is discarded.
 #[tokio::test]
@@ -105,7 +157,7 @@ async fn a_real_guest() {
     assert_eq!(again.pid, seen.pid);
     tell(2, paused()).await;
     fake.sees("paused", id, one, |seen| seen.process == Process::Paused).await;
-    tell(3, Role::Discard).await;
+    tell(3, Role::Discard { elsewhere: false }).await;
     fake.sees_gone(id, one).await;
     assert!(driver.list().await.unwrap().is_empty());
     assert!(!house.config.data_dir.join("volumes").join(one.to_string()).exists());

@@ -50,7 +50,11 @@ impl Pair {
     /// Prepares the destination; where it listens.
     async fn prepare(&mut self) -> Endpoint {
         let limits = MigrationLimits::default();
-        self.tell_destination(2, Role::Receive { migration: self.migration, limits }).await;
+        self.tell_destination(
+            2,
+            Role::Receive { migration: self.migration, limits, disks: Default::default() },
+        )
+        .await;
         let ready =
             |state: &mut fake::State| match state.hosts.get(&self.to)?.vms.get(&ONE)?.receive.clone()? {
                 (migration, ReceiveState::Ready(endpoint)) if migration == self.migration => Some(endpoint),
@@ -105,7 +109,7 @@ async fn a_guest_moves() {
     pair.source_says("sent", |state| matches!(state, SendState::Sent(_))).await;
     pair.fake.sees("still there", pair.to, ONE, runs_as(2)).await;
     pair.tell_destination(2, received()).await;
-    pair.tell_source(2, Role::Discard).await;
+    pair.tell_source(2, Role::Discard { elsewhere: true }).await;
     pair.fake.sees_gone(pair.from, ONE).await;
     pair.fake.sees("still there", pair.to, ONE, runs_as(2)).await;
     assert_eq!(pair.there.sim().memory(ONE).unwrap().content, content);
@@ -119,7 +123,7 @@ async fn called_off_and_tried_again() {
     let content = pair.here.sim().memory(ONE).unwrap().content;
     let endpoint = pair.copy().await;
     pair.send(&endpoint, SendStep::Cancel).await;
-    pair.tell_destination(1, Role::Discard).await;
+    pair.tell_destination(1, Role::Discard { elsewhere: true }).await;
     pair.fake.sees("running where it was", pair.from, ONE, runs_as(1)).await;
     pair.fake.sees_gone(pair.to, ONE).await;
 
@@ -153,7 +157,7 @@ async fn handed_back() {
     pair.tell(pair.from, back).await;
     pair.fake.sees("running again", pair.from, ONE, runs_as(3)).await;
     assert_eq!(pair.here.sim().memory(ONE).unwrap().content, content);
-    pair.tell_destination(3, Role::Discard).await;
+    pair.tell_destination(3, Role::Discard { elsewhere: true }).await;
     pair.fake.sees_gone(pair.to, ONE).await;
 }
 

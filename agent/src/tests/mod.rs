@@ -43,6 +43,7 @@ impl House {
             address: "127.0.0.1".to_owned(),
             qemu: false,
             test: Some(SimulatedHost { cpus: 8, mem_mib: 8192 }),
+            image_cache_mib: 1024,
             networks: BTreeMap::new(),
         };
         Self { config, agent: None, driver: None, _dir: dir }

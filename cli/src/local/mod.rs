@@ -39,7 +39,10 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
     }
     let dir = absolute(&args.dir)?;
     let plan = match FleetRecord::read(&dir)? {
-        Some(known) => known,
+        Some(known) => {
+            tell_difference(&known, &args, &dir);
+            known
+        }
         None => plan(&args, &dir)?,
     };
     std::fs::create_dir_all(&dir).map_err(Failure::io(format!("making {}", dir.display())))?;
@@ -103,6 +106,18 @@ pub(crate) fn down(args: &DownArgs, contexts: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A fleet that exists is started as it was; what was asked for beside that is not passed over in silence.
+fn tell_difference(known: &FleetRecord, args: &UpArgs, dir: &Path) {
+    let (controllers, hosts, port) = (known.controllers, known.hosts, known.port);
+    if (controllers, hosts, port) != (args.controllers, args.hosts, args.port) {
+        output::remark(&format!(
+            "{} has a fleet of {controllers} controllers and {hosts} hosts from port {port} on: it is started as it was; \
+             for another one run `dunlin down` first, or give another --dir",
+            dir.display()
+        ));
+    }
+}
+
 fn plan(args: &UpArgs, dir: &Path) -> Result<FleetRecord, Failure> {
     let root = rustix::process::geteuid().is_root();
     if args.namespaces == Namespaces::Always && !root {
@@ -112,6 +127,12 @@ fn plan(args: &UpArgs, dir: &Path) -> Result<FleetRecord, Failure> {
     if parts.len() != 3 || parts.iter().any(Result::is_err) {
         let problem = format!("{:?} are not three numbers", args.subnet);
         return Err(dunlin_model::Invalid::new("--subnet", problem, "as in 10.77.0").into());
+    }
+    let ports = u16::from(args.controllers) * 2;
+    if args.port == 0 || args.port.checked_add(ports - 1).is_none() {
+        let (last, problem) =
+            (u16::MAX - ports + 1, format!("{} leaves no room for {ports} ports", args.port));
+        return Err(dunlin_model::Invalid::new("--port", problem, format!("1 to {last}")).into());
     }
     Ok(FleetRecord {
         version: record::VERSION,

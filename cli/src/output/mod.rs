@@ -86,6 +86,19 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Tells of a failure: for people a sentence, for programs the code too.
+pub(crate) fn failed(format: Format, failure: &Failure) {
+    match (format, failure.code()) {
+        (Format::Json, code) => {
+            let code = code.map(dunlin_model::ErrorCode::as_str);
+            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
+            remark(&told.to_string());
+        }
+        (_, Some(code)) => remark(&format!("error: {failure} [{code}]")),
+        (_, None) => remark(&format!("error: {failure}")),
+    }
+}
+
 /// Prints a line for people to standard error, where it does not mix with what a script reads.
 pub(crate) fn remark(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

@@ -6,9 +6,9 @@ use dunlin_model::{Invalid, Kind, Object, Timestamp};
 use dunlin_proto::v1;
 use serde_json::json;
 
-use super::vm_flags::{VmFlags, set, word};
+use super::vm_flags::{VmFlags, once, set, word};
 use super::{Session, host, vm_create};
-use crate::args::{ClusterVerb, Format, TokenVerb, key_value};
+use crate::args::{ClusterVerb, Format, TokenVerb, key_value, whole};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
 use crate::output;
@@ -25,28 +25,28 @@ pub(crate) struct ClusterSetArgs {
     #[arg(long, value_name = "FILTER", value_delimiter = ',')]
     without: Option<Vec<String>>,
     /// vCPUs promised per real CPU, percent
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("100 to 10000"))]
     cpu_overcommit_percent: Option<u32>,
     /// Memory promised per real memory, percent
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("100 to 1000"))]
     mem_overcommit_percent: Option<u32>,
     /// Memory kept back on each host, MiB
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 to 1048576"))]
     host_reserve_mib: Option<u64>,
     /// Migrations one host may take part in at once
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 64"))]
     migrations_per_host: Option<u32>,
     /// Migrations that may run at once in the whole fleet
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 4096"))]
     migrations_per_fleet: Option<u32>,
     /// Hosts that may fail and still leave room for their VMs elsewhere
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("0 to 64"))]
     spare_hosts: Option<u32>,
     /// What the balancer may do: off, recommend or auto
     #[arg(long)]
     balance: Option<String>,
     /// How small a gain is worth a move, 1 to 5
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 5"))]
     balance_level: Option<u32>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct CapacityArgs {
     #[command(flatten)]
     flags: VmFlags,
     /// Hosts that may fail at once: does every VM find a place elsewhere?
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<u32>("0 to 16"))]
     failures: u32,
 }
 
@@ -93,6 +93,7 @@ pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Fail
 impl ClusterSetArgs {
     /// What is to change, once everything typed has been read.
     fn change(self) -> Result<impl Fn(&mut ClusterSpec), Invalid> {
+        self.refuse_nothing()?;
         let placement: Option<PlacementPolicy> =
             word("--placement", self.placement.as_deref(), "spread, pack or power_saving")?;
         let mode: Option<BalanceMode> = word("--balance", self.balance.as_deref(), "off, recommend or auto")?;
@@ -128,6 +129,30 @@ impl ClusterSetArgs {
     }
 }
 
+impl ClusterSetArgs {
+    fn refuse_nothing(&self) -> Result<(), Invalid> {
+        let numbers = [
+            self.cpu_overcommit_percent,
+            self.mem_overcommit_percent,
+            self.migrations_per_host,
+            self.migrations_per_fleet,
+            self.spare_hosts,
+            self.balance_level,
+        ];
+        let words = [&self.placement, &self.balance];
+        let given = numbers.iter().any(Option::is_some)
+            || words.into_iter().any(Option::is_some)
+            || self.host_reserve_mib.is_some()
+            || self.without.is_some()
+            || !self.weights.is_empty();
+        if given {
+            return Ok(());
+        }
+        let allowed = "one flag or more; `dunlin cluster set --help` lists them";
+        Err(Invalid::new("cluster set", "nothing to change was given", allowed))
+    }
+}
+
 /// The policy in force: every score with what it counts, every filter that may be left out.
 fn policy(format: Format, spec: &ClusterSpec) -> Result<(), Failure> {
     let policy = dunlin_scheduler::Policy::from(spec);
@@ -150,7 +175,7 @@ fn policy(format: Format, spec: &ClusterSpec) -> Result<(), Failure> {
 async fn capacity(session: &Session, args: CapacityArgs) -> Result<(), Failure> {
     let spec = args.flags.spec()?;
     spec.validate()?;
-    let labels = args.flags.labels.iter().cloned().collect();
+    let labels = once("--label", &args.flags.labels)?;
     let flavour = vm_create::unnamed("flavour", labels, spec)?;
     let request = v1::CapacityRequest { vm: Some(flavour.into()), failures: args.failures };
     let told = session.fleet.advise(async |mut client| client.count_capacity(request.clone()).await).await?;

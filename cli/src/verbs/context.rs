@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use dunlin_model::Invalid;
+
 use crate::args::{ContextVerb, Format};
+use crate::client::endpoint;
 use crate::context::Contexts;
 use crate::failure::Failure;
 use crate::output;
@@ -11,7 +14,14 @@ pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), 
     let mut contexts = Contexts::read(path)?;
     match verb {
         ContextVerb::List => return list(&contexts, format),
-        ContextVerb::Set { name, endpoints } => contexts.set(&name, endpoints),
+        ContextVerb::Set { name, endpoints } => {
+            if name.is_empty() || name.chars().any(char::is_whitespace) {
+                let problem = format!("{name:?} is no name for a context");
+                return Err(Invalid::new("NAME", problem, "text without spaces").into());
+            }
+            let endpoints = endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
+            contexts.set(&name, endpoints);
+        }
         ContextVerb::Use { name } => contexts.select(&name)?,
     }
     contexts.write(path)?;

@@ -2,35 +2,43 @@
 //! the object that names them: an import that breaks off leaves no image.
 
 use std::io::SeekFrom;
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use dunlin_model::image::Image;
 use dunlin_model::image::{ImageFormat, ImageSpec};
 use dunlin_model::{
-    Generation, ImageId, Invalid, Kind, Labels, Metadata, Name, Object, Resource, Revision, Timestamp,
+    ErrorCode, Generation, ImageId, Invalid, Kind, Labels, Metadata, Name, Object, Resource, Revision,
+    Timestamp,
 };
 use dunlin_proto::{Fault, v1};
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
+use super::vm_flags::once;
 use super::{Session, host, listing};
 use crate::args::ImageVerb;
 use crate::client::idempotency_key;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::output::{self, progress::Progress};
 
 /// Bytes per message of an upload: well below the 4 MiB that a gRPC peer takes by default.
 const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks on their way at once: enough to fill a fast link, few enough to be forgotten.
 const CHUNKS_IN_FLIGHT: usize = 8;
+/// Reaching whoever has an image's URL.
+const FETCH_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server that sends nothing for so long has gone.
+const FETCH_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Tries of one import: each may meet a controller that dies.
 const UPLOAD_TRIES_MAX: usize = 3;
 
 pub(crate) async fn run(session: &Session, verb: ImageVerb) -> Result<(), Failure> {
     match verb {
         ImageVerb::Import { name, source, format, labels } => {
-            import(session, name, &source, format.as_deref(), labels.into_iter().collect()).await
+            import(session, name, &source, format.as_deref(), once("--label", &labels)?).await
         }
         ImageVerb::List(args) => listing::run(session, Kind::Image, &args).await,
         ImageVerb::Show { name } => host::show(session, Kind::Image, &name).await,
@@ -52,7 +60,7 @@ async fn import(
     let fetched;
     let path = if source.starts_with("http://") || source.starts_with("https://") {
         fetched = fetch(source).await?;
-        fetched.path()
+        fetched.path.as_path()
     } else {
         Path::new(source)
     };
@@ -83,7 +91,9 @@ async fn import(
         object: Some(Object::from(image).into()),
         dry_run: false,
     };
-    let image = session.fleet.object(async |mut client| client.create(request.clone()).await).await?;
+    // The controllers pass the bytes on among themselves before they answer.
+    let image =
+        session.fleet.patient().object(async |mut client| client.create(request.clone()).await).await?;
     output::done(session.format, "imported", &image)
 }
 
@@ -141,11 +151,16 @@ async fn upload(
             return Ok(());
         }
         progress.at(20, "sending");
-        let sent = session.fleet.call(async |mut client| client.upload_blob(chunks(path).await?).await).await;
+        let sent = session
+            .fleet
+            .patient()
+            .call(async |mut client| client.upload_blob(chunks(path).await?).await)
+            .await;
         tries += 1;
         match sent {
             Ok(info) if info.sha256 == spec.sha256 => return Ok(()),
             Ok(_) => return Err(Failure::Local(format!("{} changed while it was read", path.display()))),
+            Err(fault) if fault.code == ErrorCode::NoCapacity => return Err(fault.into()),
             Err(fault) if !fault.code.retryable() || tries == UPLOAD_TRIES_MAX => return Err(fault.into()),
             Err(_) => {}
         }
@@ -157,7 +172,7 @@ async fn chunks(
     path: &Path,
 ) -> Result<impl futures_util::Stream<Item = v1::BlobChunk> + use<>, tonic::Status> {
     let unreadable = |e: std::io::Error| -> tonic::Status {
-        let fault = Fault::new(dunlin_model::ErrorCode::InvalidArgument, format!("reading the image: {e}"));
+        let fault = Fault::new(ErrorCode::InvalidArgument, format!("reading the image: {e}"));
         tonic::Status::from(fault)
     };
     let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
@@ -175,34 +190,30 @@ async fn chunks(
     Ok(tokio_stream::wrappers::ReceiverStream::new(receive))
 }
 
-/// Downloads to a file that goes away with the command.
+/// Downloads to a file that has no name any more, so that it goes away with the command, however that ends.
 async fn fetch(url: &str) -> Result<Fetched, Failure> {
-    let failed = |e: reqwest::Error| Failure::Local(format!("fetching {url}: {e}"));
-    let response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+    let failed = |e: reqwest::Error| Failure::Local(format!("fetching {url}: {}", chain(&e)));
+    let client =
+        reqwest::Client::builder().connect_timeout(FETCH_CONNECT_TIMEOUT).read_timeout(FETCH_SILENCE_MAX);
+    let response = client.build().map_err(failed)?.get(url).send().await;
+    let response = response.and_then(reqwest::Response::error_for_status).map_err(failed)?;
     let path = std::env::temp_dir().join(format!("dunlin-import-{}", uuid::Uuid::new_v4().simple()));
-    let writing = || Failure::io(format!("writing {}", path.display()));
-    let mut file = tokio::fs::File::create_new(&path).await.map_err(writing())?;
-    let fetched = Fetched(path.clone());
+    let writing = || Failure::io(format!("writing what comes from {url} to {}", path.display()));
+    let mut options = tokio::fs::OpenOptions::new();
+    let mut file = options.read(true).write(true).create_new(true).open(&path).await.map_err(writing())?;
+    tokio::fs::remove_file(&path).await.map_err(writing())?;
     let mut body = response.bytes_stream();
     while let Some(piece) = body.next().await {
         file.write_all(&piece.map_err(failed)?).await.map_err(writing())?;
     }
     file.flush().await.map_err(writing())?;
-    Ok(fetched)
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    Ok(Fetched { path, _file: file })
 }
 
-/// A downloaded file, removed when dropped.
+/// A downloaded file. Its path is that of the open file, and good as long as that is open.
 #[derive(Debug)]
-struct Fetched(std::path::PathBuf);
-
-impl Fetched {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Fetched {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+struct Fetched {
+    path: std::path::PathBuf,
+    _file: tokio::fs::File,
 }

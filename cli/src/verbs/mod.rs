@@ -4,6 +4,7 @@ pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
+pub(crate) mod document;
 pub(crate) mod explain;
 pub(crate) mod host;
 pub(crate) mod host_set;
@@ -16,9 +17,9 @@ pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use dunlin_model::Kind;
+use dunlin_model::{Invalid, Kind};
 
 use crate::args::{Cli, EventVerb, Format, Noun};
 use crate::client::Fleet;
@@ -33,10 +34,13 @@ pub(crate) struct Session {
     pub(crate) format: Format,
 }
 
-/// Where the context file is, as `main` found out.
+/// Where to find the fleet when nothing is typed, as `main` found out.
 #[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
+    /// The context file.
     pub(crate) contexts: PathBuf,
+    /// What the environment says.
+    pub(crate) endpoint: Option<String>,
 }
 
 /// Runs one verb to its end.
@@ -49,7 +53,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Simulate(args) => return simulate::run(&args, format),
         _ => {}
     }
-    let session = open(&cli.endpoint, cli.context.as_deref(), &around.contexts, format)?;
+    let session = open(&cli.endpoint, cli.context.as_deref(), around, format)?;
     match cli.noun {
         Noun::Cluster(verb) => cluster::run(&session, verb).await,
         Noun::Host(verb) => host::run(&session, verb).await,
@@ -73,15 +77,23 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
     }
 }
 
+/// What was typed goes before the environment, and that before the context file.
 fn open(
-    endpoints: &[String],
+    typed: &[String],
     context: Option<&str>,
-    contexts: &Path,
+    around: &Surroundings,
     format: Format,
 ) -> Result<Session, Failure> {
-    let endpoints = match endpoints {
-        [] => Contexts::read(contexts)?.endpoints(context)?,
-        given => given.to_vec(),
+    let contexts = || Contexts::read(&around.contexts);
+    let endpoints = match (typed, context, around.endpoint.as_deref()) {
+        ([_, ..], Some(context), _) => {
+            let problem = format!("{context:?} is given beside --endpoint");
+            return Err(Invalid::new("--context", problem, "one of the two").into());
+        }
+        ([_, ..], None, _) => typed.to_vec(),
+        // A variable that is set to nothing is as good as none.
+        ([], None, Some(told)) if !told.is_empty() => told.split(',').map(str::to_owned).collect(),
+        ([], context, _) => contexts()?.endpoints(context)?,
     };
     Ok(Session { fleet: Fleet::new(&endpoints)?, format })
 }

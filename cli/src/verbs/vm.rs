@@ -84,6 +84,23 @@ async fn set_power(session: &Session, name: &str, power: Power) -> Result<Object
     Ok(session.fleet.object(async |mut client| client.set_power(request.clone()).await).await?)
 }
 
+/// Does it to each, whatever becomes of the others. Of several failures the last one is the command's own.
+async fn each(
+    session: &Session,
+    names: &[String],
+    act: impl AsyncFn(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut result = Ok(());
+    for name in names {
+        if let Err(failure) = act(name).await
+            && let Err(earlier) = std::mem::replace(&mut result, Err(failure))
+        {
+            output::failed(session.format, &earlier);
+        }
+    }
+    result
+}
+
 async fn power(
     session: &Session,
     args: &VmActArgs,
@@ -91,16 +108,15 @@ async fn power(
     wanted: &'static [VmPhase],
     what: &str,
 ) -> Result<(), Failure> {
-    for name in &args.names {
+    each(session, &args.names, async |name| {
         let vm = set_power(session, name, power).await?;
-        if args.wait.wait {
-            let vm = wait::until(&session.fleet, args.wait, vm, wait::vm_phase(wanted)).await?;
-            output::done(session.format, what, &vm)?;
-        } else {
-            output::done(session.format, &format!("will be {what}"), &vm)?;
+        if !args.wait.wait {
+            return output::done(session.format, &format!("will be {what}"), &vm);
         }
-    }
-    Ok(())
+        let vm = wait::until(&session.fleet, args.wait, vm, wait::vm_phase(wanted)).await?;
+        output::done(session.format, what, &vm)
+    })
+    .await
 }
 
 /// As start, but only for a VM that has saved memory: starting afresh instead would lose what the user asked for.
@@ -122,28 +138,28 @@ async fn act(
     act: &Act,
     wanted: &'static [VmPhase],
 ) -> Result<(), Failure> {
-    for name in &args.names {
-        host::start_task(session, Kind::Vm, name.clone(), act.clone(), args.wait).await?;
+    each(session, &args.names, async |name| {
+        host::start_task(session, Kind::Vm, name.to_owned(), act.clone(), args.wait).await?;
         if args.wait.wait {
             // The task is over once its host said so; the VM's own phase follows it in the log.
             let vm = session.fleet.get(Kind::Vm, name).await?;
             wait::until(&session.fleet, args.wait, vm, wait::vm_phase(wanted)).await?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 async fn delete(session: &Session, args: &VmActArgs) -> Result<(), Failure> {
-    for name in &args.names {
+    each(session, &args.names, async |name| {
         let vm = host::delete(session, Kind::Vm, name, false).await?;
-        if args.wait.wait {
-            let vm = wait::until(&session.fleet, args.wait, vm, wait::gone).await?;
-            output::done(session.format, "deleted", &vm)?;
-        } else {
-            output::done(session.format, "will be deleted", &vm)?;
+        if !args.wait.wait {
+            return output::done(session.format, "will be deleted", &vm);
         }
-    }
-    Ok(())
+        let vm = wait::until(&session.fleet, args.wait, vm, wait::gone).await?;
+        output::done(session.format, "deleted", &vm)
+    })
+    .await
 }
 
 async fn migrate(session: &Session, args: VmMigrateArgs) -> Result<(), Failure> {

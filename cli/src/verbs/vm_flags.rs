@@ -1,5 +1,7 @@
 //! A VM's spec from command line flags.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::vm::{
@@ -9,7 +11,7 @@ use dunlin_model::vm::{
 use dunlin_model::{Invalid, Name, Secret};
 
 use super::rule_flag::{preference, rule};
-use crate::args::key_value;
+use crate::args::{key_value, whole};
 
 /// Memory of a VM when nobody says, MiB.
 const MEM_MIB_DEFAULT: u64 = 512;
@@ -17,10 +19,10 @@ const MEM_MIB_DEFAULT: u64 = 512;
 #[derive(Debug, Default, Args)]
 pub(crate) struct VmFlags {
     /// Memory, MiB [default: 512]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("16 to 4194304"))]
     mem_mib: Option<u64>,
     /// vCPUs [default: 1]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 288"))]
     cpus: Option<u32>,
     /// Hypervisor driver: qemu or test
     #[arg(long)]
@@ -58,9 +60,12 @@ pub(crate) struct VmFlags {
     /// Address the display listens on, on the host
     #[arg(long, requires = "vnc")]
     vnc_listen: Option<String>,
-    /// Password of the display, 1 to 8 bytes
-    #[arg(long, requires = "vnc", env = "DUNLIN_VNC_PASSWORD", hide_env_values = true)]
+    /// Password of the display, 1 to 8 bytes [env: DUNLIN_VNC_PASSWORD]
+    #[arg(long, requires = "vnc")]
     vnc_password: Option<String>,
+    /// The same, from where other users of this machine cannot read it; without a display it is not needed
+    #[arg(long, hide = true, env = "DUNLIN_VNC_PASSWORD", hide_env_values = true)]
+    vnc_password_told: Option<String>,
     /// When its process dies: never or on_crash
     #[arg(long)]
     restart: Option<String>,
@@ -86,13 +91,13 @@ pub(crate) struct VmFlags {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
     /// Test driver: from start to running, ms
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     sim_boot_ms: Option<u64>,
     /// Test driver: memory written over, MiB/s
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     sim_dirty_mib_s: Option<u64>,
     /// Test driver: CPU asked for, percent of one vCPU
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("0 and up"))]
     sim_cpu_percent: Option<u32>,
 }
 
@@ -122,8 +127,8 @@ impl VmFlags {
         );
         if let Some(kernel) = &self.kernel {
             spec.boot = Boot::Kernel {
-                kernel: file_ref(kernel)?,
-                initrd: self.initrd.as_deref().map(file_ref).transpose()?,
+                kernel: file_ref("--kernel", kernel)?,
+                initrd: self.initrd.as_deref().map(|text| file_ref("--initrd", text)).transpose()?,
                 cmdline: self.cmdline.clone().unwrap_or_default(),
             };
         }
@@ -137,18 +142,18 @@ impl VmFlags {
             spec.vnc = Some(Vnc {
                 listen: self.vnc_listen.clone().unwrap_or_default(),
                 port: vnc_port(port)?,
-                password: self.vnc_password.as_ref().map(Secret::new),
+                password: self.vnc_password.as_ref().or(self.vnc_password_told.as_ref()).map(Secret::new),
             });
         }
         if self.host.is_some() {
             spec.placement.host.clone_from(&self.host);
         }
-        spec.placement.host_labels.extend(self.host_labels.iter().cloned());
-        spec.placement.apart_from.extend(self.apart_from.iter().cloned());
+        spec.placement.host_labels.extend(once("--host-label", &self.host_labels)?);
+        spec.placement.apart_from.extend(once("--apart-from", &self.apart_from)?);
         for text in &self.rules {
             spec.placement.rules.push(rule(text)?);
         }
-        spec.placement.tolerates.extend(self.tolerates.iter().cloned());
+        spec.placement.tolerates.extend(once("--tolerate", &self.tolerates)?);
         spec.placement.prefers.extend(self.prefers.iter().cloned());
         if self.sim_cpu_percent.is_some() {
             set(&mut spec.sim.get_or_insert_with(SimSpec::default).cpu_percent, self.sim_cpu_percent);
@@ -168,6 +173,39 @@ pub(crate) fn set<T>(field: &mut T, given: Option<T>) {
     }
 }
 
+/// Pairs of which each key is said once: of two values for one key it is not known which was meant.
+pub(crate) fn once(flag: &str, pairs: &[(String, String)]) -> Result<BTreeMap<String, String>, Invalid> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        if let Some(before) = map.insert(key.clone(), value.clone()) {
+            let problem = format!("{key:?} is given twice, as {before:?} and as {value:?}");
+            return Err(Invalid::new(flag, problem, "each key once"));
+        }
+    }
+    Ok(map)
+}
+
+/// The parts of `KEY=VALUE,KEY,...`, each key once. A key that is a mark takes no value, the others need one.
+fn parts<'a>(flag: &str, text: &'a str, marks: &[&str]) -> Result<Vec<(&'a str, &'a str)>, Invalid> {
+    let refuse =
+        |problem: String| Invalid::new(flag, problem, "KEY=VALUE, each key once, with commas between");
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        if found.iter().any(|(before, _)| *before == key) {
+            return Err(refuse(format!("{key:?} is given twice in {text:?}")));
+        }
+        match marks.contains(&key) {
+            true if part.contains('=') => return Err(refuse(format!("{key:?} takes no value in {text:?}"))),
+            false if part.contains('=') && value.is_empty() => {
+                return Err(refuse(format!("{key:?} has no value in {text:?}")));
+            }
+            _ => found.push((key, value)),
+        }
+    }
+    Ok(found)
+}
+
 /// One of the words by which the model's enums read in YAML.
 pub(crate) fn word<T: serde::de::DeserializeOwned>(
     flag: &str,
@@ -179,8 +217,19 @@ pub(crate) fn word<T: serde::de::DeserializeOwned>(
     value.map(Some).map_err(|_| Invalid::new(flag, format!("{text:?} is not one of them"), allowed))
 }
 
-fn file_ref(text: &str) -> Result<FileRef, Invalid> {
-    if text.starts_with('/') { Ok(FileRef::Path(text.to_owned())) } else { Ok(FileRef::Image(text.parse()?)) }
+/// A name, refused by the flag it stands in.
+fn named(flag: &str, text: &str) -> Result<Name, Invalid> {
+    text.parse().map_err(|e: Invalid| Invalid { field: flag.to_owned(), ..e })
+}
+
+fn file_ref(flag: &str, text: &str) -> Result<FileRef, Invalid> {
+    if text.starts_with('/') {
+        return Ok(FileRef::Path(text.to_owned()));
+    }
+    named(flag, text).map(FileRef::Image).map_err(|e| Invalid {
+        allowed: format!("an absolute path on the host, or an image's name: {}", e.allowed),
+        ..e
+    })
 }
 
 fn vnc_port(text: &str) -> Result<VncPort, Invalid> {
@@ -202,16 +251,19 @@ fn disk(text: &str, index: usize) -> Result<Disk, Invalid> {
     };
     let (mut source, mut name, mut format) = (None, None, None);
     let (mut bus, mut shared, mut read_only) = (DiskBus::Virtio, false, false);
-    for part in text.split(',') {
-        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+    let parts = parts("--disk", text, &["shared", "ro"])?;
+    if parts.iter().filter(|(key, _)| ["image", "path", "empty"].contains(key)).count() > 1 {
+        return Err(refuse(format!("{text:?} says twice where its bytes come from")));
+    }
+    for (key, value) in parts {
         match key {
-            "image" => source = Some(DiskSource::Image(value.parse()?)),
+            "image" => source = Some(DiskSource::Image(named("--disk image", value)?)),
             "path" => source = Some(DiskSource::Path(value.to_owned())),
             "empty" => {
                 let size = value.parse().map_err(|_| refuse(format!("{value:?} is no size in MiB")))?;
                 source = Some(DiskSource::EmptyMib(size));
             }
-            "name" => name = Some(value.parse()?),
+            "name" => name = Some(named("--disk name", value)?),
             "bus" => set(&mut bus, word("--disk bus", Some(value), "virtio, sata or ide")?),
             "format" => format = word("--disk format", Some(value), "qcow2, raw or vmdk")?,
             "shared" => shared = true,
@@ -250,14 +302,21 @@ fn default_name(bus: DiskBus, index: usize) -> Result<Name, Invalid> {
 
 fn nic(text: &str) -> Result<Nic, Invalid> {
     let mut nic = Nic { mac: None, model: NicModel::Virtio, network: NicNetwork::User };
-    for part in text.split(',') {
-        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+    let parts = parts("--nic", text, &["user"])?;
+    if parts.iter().filter(|(key, _)| ["user", "network", "tap"].contains(key)).count() > 1 {
+        let problem = format!("{text:?} says twice what it is plugged into");
+        return Err(Invalid::new("--nic", problem, "one of user, network=NAME and tap=INTERFACE"));
+    }
+    for (key, value) in parts {
         match key {
             "user" => nic.network = NicNetwork::User,
-            "network" => nic.network = NicNetwork::Network(value.parse()?),
+            "network" => nic.network = NicNetwork::Network(named("--nic network", value)?),
             "tap" => nic.network = NicNetwork::Tap(value.to_owned()),
             "model" => set(&mut nic.model, word("--nic model", Some(value), "virtio, e1000 or rtl8139")?),
-            "mac" => nic.mac = Some(value.parse()?),
+            "mac" => {
+                nic.mac =
+                    Some(value.parse().map_err(|e: Invalid| Invalid { field: "--nic mac".into(), ..e })?);
+            }
             other => {
                 let allowed = "user, network=NAME or tap=INTERFACE; then model=, mac=";
                 return Err(Invalid::new("--nic", format!("{other:?} is not known in {text:?}"), allowed));
@@ -279,14 +338,32 @@ mod tests {
         let data = disk("path=/srv/a.vmdk,shared", 1).unwrap();
         assert_eq!((data.name.as_str(), data.format, data.shared), ("vdb", DiskFormat::Vmdk, true));
         assert_eq!(disk("empty=64,name=scratch", 2).unwrap().source, DiskSource::EmptyMib(64));
-        for (text, part) in
-            [("empty=x", "\"x\" is no size"), ("bus=ide", "does not say"), ("image=a,foo=1", "\"foo\"")]
-        {
+        for (text, part) in [
+            ("empty=x", "\"x\" is no size"),
+            ("bus=ide", "does not say"),
+            ("image=a,foo=1", "\"foo\""),
+            ("image=a,path=/b", "says twice"),
+            ("image=a,name=b,name=c", "\"name\" is given twice"),
+            ("image=a,shared=no", "takes no value"),
+            ("image=", "\"image\" has no value"),
+            ("image=-a", "--disk image: \"-a\" is not a name"),
+            ("", "is not known"),
+        ] {
             let error = disk(text, 0).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
         assert_eq!(nic("network=default,model=e1000").unwrap().model, NicModel::E1000);
-        assert!(nic("wifi").unwrap_err().to_string().contains("wifi"));
+        for (text, part) in [
+            ("wifi", "wifi"),
+            ("user,tap=t0", "says twice"),
+            ("user,mac=1", "--nic mac"),
+            ("user=a", "no value"),
+        ] {
+            let error = nic(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let pair = |value: &str| ("a".to_owned(), value.to_owned());
+        assert!(once("--label", &[pair("1"), pair("2")]).unwrap_err().to_string().contains("given twice"));
         assert_eq!(vnc_port("5901").unwrap(), VncPort::Fixed(5901));
     }
 }

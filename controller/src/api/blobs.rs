@@ -35,6 +35,9 @@ const PULL_EVERY: Duration = Duration::from_secs(5);
 /// the image again after a mistaken deletion.
 const UNNAMED_GRACE: Duration = Duration::from_secs(3600);
 
+/// The same while the disk is nearly full: time to name what was just uploaded.
+const UNNAMED_GRACE_SHORT: Duration = Duration::from_secs(60);
+
 /// Takes bytes in and stores them under their hash.
 pub(super) async fn upload(node: &Node, mut chunks: Streaming<v1::BlobChunk>) -> Result<v1::BlobInfo, Fault> {
     let mut writing = node.blobs.write().await;
@@ -115,6 +118,7 @@ pub(super) async fn ensure_stored(node: &Node, spec: &ImageSpec) -> Result<(), F
         have.push((lack.remove(here), Some(size_bytes)));
     }
     let (mut count, needed) = (have.len(), controllers.len() / 2 + 1);
+    let mut why = None;
     for controller in lack {
         if count >= needed {
             break;
@@ -123,12 +127,14 @@ pub(super) async fn ensure_stored(node: &Node, spec: &ImageSpec) -> Result<(), F
             Ok(()) => count += 1,
             Err(fault) => {
                 tracing::warn!(controller = %controller.id, fault = fault.message, "could not push a blob");
+                why = Some((fault.code, format!("; controller {}: {}", controller.id, fault.message)));
             }
         }
     }
     if count < needed {
+        let (code, why) = why.unwrap_or((ErrorCode::Unavailable, String::new()));
         let message = format!("only {count} of {} controllers hold the image's bytes", controllers.len());
-        return Err(Fault::new(ErrorCode::Unavailable, format!("{message}; {needed} must")));
+        return Err(Fault::new(code, format!("{message}; {needed} must{why}")));
     }
     Ok(())
 }
@@ -207,7 +213,8 @@ async fn keep_once(node: &Node) {
             }
         }
     }
-    match node.blobs.collect(&named, UNNAMED_GRACE) {
+    let grace = if node.room.is_short() { UNNAMED_GRACE_SHORT } else { UNNAMED_GRACE };
+    match node.blobs.collect(&named, grace) {
         Ok(gone) => {
             for digest in gone {
                 tracing::info!(sha256 = %digest, "dropped an unnamed blob");

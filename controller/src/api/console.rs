@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::vm::Vm;
-use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Object};
+use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Object, VmId};
 use dunlin_proto::{Fault, v1};
 use futures_util::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,9 @@ use crate::node::Node;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for a leader, when none is known: an election.
 const LEADER_WAIT: Duration = Duration::from_secs(3);
+
+/// How long the host that a VM has left may take to pass on what it still has of a followed log.
+const MOVED_GRACE: Duration = Duration::from_secs(3);
 
 type Chunks = Streaming<v1::ConsoleChunk>;
 
@@ -66,7 +69,7 @@ async fn pass_on(
 }
 
 async fn connect(
-    node: &Node,
+    node: &Arc<Node>,
     ask: &v1::ConsoleOpen,
     client: Chunks,
 ) -> Result<Streamed<v1::ConsoleChunk>, Fault> {
@@ -80,7 +83,8 @@ async fn connect(
     let host = host_of(vm)?;
     let host_name = view.host(host).map_or_else(|| host.to_string(), |host| host.metadata.name.to_string());
     let (tunnel, dialled) = node.tunnels.expect_dial();
-    let order = v1::OpenTunnel { tunnel, vm_uid: vm.metadata.uid.to_string(), mode: ask.mode };
+    let places = ask.places.clone();
+    let order = v1::OpenTunnel { tunnel, vm_uid: vm.metadata.uid.to_string(), mode: ask.mode, places };
     if !node.sessions.tell(host, v1::to_agent::Message::OpenTunnel(order)) {
         let message = format!("the agent of host {host_name} holds no session");
         return Err(Fault::new(ErrorCode::Unavailable, message));
@@ -98,14 +102,37 @@ async fn connect(
     if dialled.to_agent.send(to_agent).is_err() {
         return Err(no_dial());
     }
-    let first = futures_util::stream::iter([Ok(v1::ConsoleChunk { open: None, data: dialled.data })]);
+    if ask.mode() == v1::ConsoleMode::LogFollow {
+        tokio::spawn(until_moved(Arc::clone(node), vm.metadata.uid, host, over.clone()));
+    }
+    let first = v1::ConsoleChunk { data: dialled.data, ..v1::ConsoleChunk::default() };
+    let first = futures_util::stream::iter([Ok(first)]);
     Ok(Box::pin(first.chain(to_client(dialled.from_agent, over))))
+}
+
+/// Ends a followed log when its VM has been elsewhere for a while. The host it has left ends it before that, once
+/// everything is read; one that is cut off cannot.
+async fn until_moved(node: Arc<Node>, vm: VmId, host: HostId, over: CancellationToken) {
+    let mut views = node.replica.watch();
+    let moved = async {
+        loop {
+            let here = views.borrow_and_update().vm(vm).is_some_and(|vm| host_of(vm).ok() == Some(host));
+            if !here || views.changed().await.is_err() {
+                tokio::time::sleep(MOVED_GRACE).await;
+                return;
+            }
+        }
+    };
+    if over.run_until_cancelled(moved).await.is_some() {
+        over.cancel();
+    }
 }
 
 /// Where a VM's console is, or its kept log.
 fn host_of(vm: &Vm) -> Result<HostId, Fault> {
     let saved = vm.status.saved.as_ref().map(|saved| saved.host);
-    vm.status.host.or(saved).or(vm.status.volumes_on).ok_or_else(|| {
+    let last = vm.status.last_host;
+    vm.status.host.or(last).or(saved).or(vm.status.volumes_on).ok_or_else(|| {
         let message = format!("VM {} is {} and on no host", vm.metadata.name, vm.status.phase);
         Fault::new(ErrorCode::WrongState, message)
     })
@@ -154,7 +181,7 @@ fn to_client(
                 Some((Err(Fault::new(ErrorCode::WrongState, chunk.error).into()), None))
             }
             Ok(Some(chunk)) => {
-                let chunk = v1::ConsoleChunk { open: None, data: chunk.data };
+                let chunk = v1::ConsoleChunk { open: None, data: chunk.data, place: chunk.place };
                 Some((Ok(chunk), Some((agent, over, guard))))
             }
             Ok(None) => None,

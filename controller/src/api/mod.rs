@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
-pub(crate) use peers::{Peers, gate};
+pub(crate) use peers::{Peers, cluster_of, gate};
 pub(crate) use reads::rejected_fault;
 pub(crate) use watch::WATCHES_MAX;
 use writes::Ask;
@@ -73,6 +73,7 @@ impl Api {
     async fn decide<A: Ask>(&self, mut ask: A) -> Result<v1::Object, Fault> {
         let (key, dry_run) = (ask.key().clone(), ask.dry_run());
         let write = ask.write(&self.node.replica.read())?;
+        self.node.room.admit(&write)?;
         if let Some(spec) = writes::needs_bytes(&write).filter(|_| !dry_run) {
             blobs::ensure_stored(&self.node, spec).await?;
         }
@@ -98,6 +99,7 @@ impl Api {
         let token = mint::secret();
         let expires = Timestamp(clock::now().0 + ttl_s * 1000);
         let write = Write::CreateToken { sha256: mint::sha256_hex(&token), expires };
+        self.node.room.admit(&write)?;
         // A token is shown once and kept nowhere, so an answer cannot be given again: each try mints its own, and
         // the client's key is not used. A token whose answer was lost is nobody's, and expires.
         self.commit(mint::secret(), write).await?;

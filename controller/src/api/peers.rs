@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_proto::Fault;
+use dunlin_model::{ClusterId, Kind, Object};
 use dunlin_proto::v1::advisor_client::AdvisorClient;
 use dunlin_proto::v1::agent_gate_client::AgentGateClient;
 use dunlin_proto::v1::fleet_client::FleetClient;
+use dunlin_proto::{Fault, v1};
+use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 use super::MESSAGE_BYTES_MAX;
@@ -19,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 /// How long the answer to that may take: a thousand round trips.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for another controller to answer from memory.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Endpoints kept. A cluster has five; older ones are those of controllers that moved.
 const PEERS_MAX: usize = 16;
 
@@ -62,4 +66,20 @@ pub(crate) fn advisor(channel: Channel) -> AdvisorClient<Channel> {
 /// The agents' door over a connection.
 pub(crate) fn gate(channel: Channel) -> AgentGateClient<Channel> {
     AgentGateClient::new(channel)
+}
+
+/// The cluster of the controller at `endpoint`, from its own copy; none when it does not say.
+pub(crate) async fn cluster_of(peers: &Peers, endpoint: &str) -> Option<ClusterId> {
+    let mut request = Request::new(v1::GetRequest {
+        kind: v1::Kind::from(Kind::Cluster).into(),
+        consistency: v1::Consistency::Stale.into(),
+        ..v1::GetRequest::default()
+    });
+    request.set_timeout(ASK_TIMEOUT);
+    let mut client = fleet(peers.channel(endpoint).ok()?);
+    let answer = tokio::time::timeout(ASK_TIMEOUT, client.get(request)).await.ok()?.ok()?;
+    match answer.into_inner().try_into().ok()? {
+        Object::Cluster(cluster) => Some(cluster.metadata.uid),
+        _ => None,
+    }
 }

@@ -11,7 +11,7 @@ use dunlin_model::meta::NAME_MAX;
 use dunlin_model::migration::{Migration, MigrationCause, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
 use dunlin_model::vm::Vm;
-use dunlin_model::{HostId, ImageId, Invalid, Kind, MigrationId, Name, Object, TaskId, VmId};
+use dunlin_model::{HostId, ImageId, Invalid, Kind, Metadata, MigrationId, Name, Object, TaskId, VmId};
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::{State, Write};
@@ -108,6 +108,10 @@ fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
         Choice::Vm(vm) => Ok(create_vm(vm.try_into()?)),
         Choice::Image(image) => {
             let Image { metadata, spec, .. } = image.try_into()?;
+            if !metadata.uid.0.is_nil() {
+                let problem = format!("{} was given, but the fleet gives an image its uid", metadata.uid);
+                return Err(Invalid::new("metadata.uid", problem, "none").into());
+            }
             let uid = ImageId(mint::uuid());
             Ok(Write::CreateImage { uid, name: metadata.name, labels: metadata.labels, spec })
         }
@@ -133,7 +137,11 @@ fn create_vm(vm: Vm) -> Write {
     for nic in &mut spec.nics {
         nic.mac = nic.mac.or_else(|| Some(mint::mac()));
     }
-    Write::CreateVm { uid: VmId(mint::uuid()), name: vm.metadata.name, labels: vm.metadata.labels, spec }
+    let Metadata { name, uid, labels, .. } = vm.metadata;
+    // Whoever brings a VM from elsewhere may bring its uid: a guest sees it, and so does its licence.
+    let own_uid = !uid.0.is_nil();
+    let uid = if own_uid { uid } else { VmId(mint::uuid()) };
+    Write::CreateVm { uid, own_uid, name, labels, spec }
 }
 
 /// A migration may name its VM by name or by uid, and need not have a name of its own.

@@ -68,7 +68,7 @@ pub(crate) struct Blob {
 /// Why bytes could not be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlobError {
-    #[error("no space left in {}: nothing was stored", dir.display())]
+    #[error("no room for it on the disk of {}: nothing was stored", dir.display())]
     DiskFull { dir: PathBuf },
     #[error("it is longer than {limit} bytes, the most an image may have")]
     TooLarge { limit: u64 },

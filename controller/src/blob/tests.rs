@@ -35,6 +35,7 @@ async fn a_blob_is_whole_or_not_there() {
     assert!(matches!(store.write().await.finish(None).await, Err(BlobError::Empty)));
     let mut writing = store.write().await;
     writing.push(b"half".to_vec()).await;
+    crate::testing::eventually("the half is there", || files(dir.path()).len() == 2).await;
     drop(writing);
     let only = vec![digest.to_string()];
     crate::testing::eventually("the half is gone", || files(dir.path()) == only).await;

@@ -10,6 +10,10 @@ use tokio::task::JoinHandle;
 
 use super::{Blob, BlobError, Digest};
 use crate::mint;
+use crate::room::Room;
+
+/// How often the free space is looked at, bytes: several at once must not use up the reserve between two looks.
+const LOOK_EVERY_BYTES: u64 = 4 << 20;
 
 /// Chunks between the network and the disk. A few, so that both work at once; more would only be memory.
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -75,13 +79,21 @@ fn write(dir: &Path, limit: u64, mut steps: mpsc::Receiver<Step>) -> Result<Blob
     let path = dir.join(format!("tmp-{}", mint::suffix()));
     let mut file = File::create_new(&path).map_err(BlobError::io("create", &path))?;
     let mut temporary = Temporary { path: path.clone(), kept: false };
-    let (mut hasher, mut size_bytes) = (Sha256::new(), 0);
+    let (mut hasher, mut size_bytes, mut looked_at) = (Sha256::new(), 0, 0);
+    let room = Room::new(dir);
     let wanted = loop {
         match steps.blocking_recv() {
             Some(Step::Data(data)) => {
                 size_bytes += data.len() as u64;
                 if size_bytes > limit {
                     return Err(BlobError::TooLarge { limit });
+                }
+                if size_bytes >= looked_at {
+                    looked_at = size_bytes + LOOK_EVERY_BYTES;
+                    // What the others keep back for the log is not for images to fill.
+                    if room.is_short() {
+                        return Err(BlobError::DiskFull { dir: dir.to_owned() });
+                    }
                 }
                 file.write_all(&data).map_err(BlobError::io("write", &path))?;
                 hasher.update(&data);

@@ -57,7 +57,7 @@ fn unknown(seen: &ObservedVm) -> Assignment {
         incarnation: Incarnation(u64::MAX),
         continues: None,
         spec: VmSpec::new(*dunlin_model::vm::spec::MEM_MIB.start()),
-        role: Role::Discard,
+        role: Role::Discard { elsewhere: false },
     }
 }
 
@@ -71,14 +71,15 @@ fn known(
     let highest = state.fence(vm.metadata.uid).highest;
     let own = vm.status.host == Some(host);
     let (incarnation, role) = if vm.status.phase == VmPhase::Deleting {
-        (highest, Role::Discard)
+        (highest, Role::Discard { elsewhere: false })
     } else if let Some(told) = in_migration(state, host, vm, seen, now) {
         told
     } else if own {
         (vm.status.incarnation, own_role(vm, seen, host))
     } else {
         seen?;
-        (highest, if keeps_files(vm, seen, host) { Role::Hold } else { Role::Discard })
+        let elsewhere = vm.status.volumes_on.is_some_and(|on| on != host);
+        (highest, if keeps_files(vm, seen, host) { Role::Hold } else { Role::Discard { elsewhere } })
     };
     Some(Assignment {
         vm: vm.metadata.uid,
@@ -96,7 +97,9 @@ fn keeps_files(vm: &Vm, seen: Option<&ObservedVm>, host: HostId) -> bool {
     let doubt = vm.status.volumes_on.is_none()
         && vm.spec.has_local_disks()
         && seen.is_some_and(|seen| seen.has_volumes);
-    vm.status.volumes_on == Some(host) || saved_here || doubt
+    // What it said on its serial console is asked for most when it has ended.
+    let last_here = vm.status.host.is_none() && vm.status.last_host == Some(host);
+    vm.status.volumes_on == Some(host) || saved_here || doubt || last_here
 }
 
 /// The part of the host that the VM is bound to.
@@ -132,8 +135,8 @@ fn in_migration(
     let runs = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused);
     match status.phase {
         MigrationPhase::Reserved | MigrationPhase::Prepared | MigrationPhase::Copying if destination => {
-            let role =
-                Role::Receive { migration: migration.metadata.uid, limits: migration.spec.limits.clone() };
+            let (migration, limits) = (migration.metadata.uid, migration.spec.limits.clone());
+            let role = Role::Receive { migration, limits, disks: status.disk_bytes.clone() };
             Some((status.incarnation, role))
         }
         MigrationPhase::Prepared | MigrationPhase::Copying if source && runs && is_there(vm, seen) => {
@@ -145,7 +148,9 @@ fn in_migration(
         MigrationPhase::Switching if destination => {
             Some((status.incarnation, received(migration, vm, seen, now)))
         }
-        MigrationPhase::Aborting if destination => Some((status.incarnation, Role::Discard)),
+        MigrationPhase::Aborting if destination => {
+            Some((status.incarnation, Role::Discard { elsewhere: true }))
+        }
         MigrationPhase::Aborting
             if source
                 && runs

@@ -10,7 +10,7 @@
 //! where the old one stood.
 
 use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, MigrationPhase, MigrationSpec};
-use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase};
+use dunlin_model::task::{DrainProgress, Task, TaskPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
 use dunlin_scheduler::budget::Budgets;
@@ -42,11 +42,17 @@ struct Left<'a> {
     ready: Vec<&'a Vm>,
 }
 
-pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
-    let drains: Vec<&Task> = state.active_tasks().filter(|task| task.spec.act == Act::Drain).collect();
+/// Takes every drain one step on. They are planned as one.
+pub(super) fn step(
+    state: &State,
+    observed: &Observed,
+    now: Timestamp,
+    drains: &[&Task],
+    commands: &mut Vec<Command>,
+) {
     let hosts = || drains.iter().filter(|task| !task.status.cancel).map(|task| HostId(task.spec.uid));
     let mut exodus: Option<Exodus> = None;
-    for task in &drains {
+    for task in drains {
         one(state, now, task, (&mut exodus, &|| Exodus::new(state, observed, now, hosts())), commands);
     }
 }
@@ -193,10 +199,11 @@ fn look<'a>(state: &'a State, now: Timestamp, task: &Task, host: HostId) -> Resu
             left.waits += 1;
             continue;
         }
-        let tries = tries(state, task, vm);
+        let tries = failures(state, task, vm).count();
         state.check_movable(vm).map_err(|refusal| refusal.message)?;
         if tries >= DRAIN_TRIES_MAX {
-            return Err(format!("VM {} could not be moved in {tries} tries", vm.metadata.name));
+            let last = last_failure(state, task, vm);
+            return Err(format!("VM {} could not be moved in {tries} tries: {last}", vm.metadata.name));
         }
         left.ready.push(vm);
     }
@@ -258,15 +265,20 @@ fn since(task: &Task, host: HostId, migration: &Migration) -> bool {
 }
 
 /// Drain migrations of this VM that had a destination and ended without moving it, since the task began.
-fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
-    let ours = |m: &&Migration| {
+fn failures<'a>(state: &'a State, task: &'a Task, vm: &'a Vm) -> impl Iterator<Item = &'a Migration> {
+    state.migrations().filter(|m| {
         m.spec.vm == vm.metadata.uid
             && m.spec.cause == MigrationCause::Drain
             && m.status.phase.is_terminal()
             && m.status.to.is_some()
             && since(task, HostId(task.spec.uid), m)
-    };
-    state.migrations().filter(ours).count()
+    })
+}
+
+/// Why the newest of them ended so.
+fn last_failure(state: &State, task: &Task, vm: &Vm) -> String {
+    let last = failures(state, task, vm).max_by_key(|m| (m.metadata.created, m.metadata.revision));
+    last.map_or_else(String::new, |m| m.status.message.clone())
 }
 
 fn migrate(task: TaskId, vm: &Vm, to: Name) -> Command {

@@ -9,6 +9,7 @@ use dunlin_state::migration::handed_over;
 use dunlin_state::{Command, MigrationEvent, State};
 
 use super::observed::{Observed, Sight};
+use super::task::HOST_DOWN_MAX_MS;
 
 /// A destination must listen within this, ms. It makes disks and starts a process; no image is fetched for it.
 pub(super) const RESERVED_MAX_MS: u64 = 120_000;
@@ -22,6 +23,9 @@ pub(super) const BLIND_AT_SWITCH_MAX_MS: u64 = 2_000;
 /// A destination must have received everything this long after the hand-over, ms; then its process is ended, and the
 /// source goes on. What is sent after the switch-over point takes about the downtime limit.
 pub(super) const ARRIVE_MAX_MS: u64 = 60_000;
+/// Two hosts whose clocks make the stand-still differ by more than this from what the source measured do not agree on
+/// the time, ms: the destination goes on within some milliseconds of the end of the source's copy.
+const CLOCKS_AGREE_MS: u64 = 1_000;
 /// The source's figures are waited for this long after the hand-over, ms; the guest runs meanwhile.
 pub(super) const FIGURES_WAIT_MS: u64 = 2_000;
 
@@ -125,9 +129,19 @@ impl<'a> Scene<'a> {
         None
     }
 
+    /// A source that is Down sends nothing, and nobody knows when it will be back.
+    fn source_down(&self) -> Option<(&'static str, String)> {
+        let host = self.state.host(self.migration.status.from?)?;
+        let (name, since) = (&host.metadata.name, host.status.since);
+        let late = host.status.phase == HostPhase::Down && self.now.millis_since(since) > HOST_DOWN_MAX_MS;
+        late.then(|| ("SourceDown", format!("host {name}, on which the VM is, is down since {since}")))
+    }
+
     /// Nothing was made for it yet: it ends at once.
     fn planned(&self) -> Vec<MigrationEvent> {
-        let Some((reason, message)) = self.called_off() else { return Vec::new() };
+        let Some((reason, message)) = self.called_off().or_else(|| self.source_down()) else {
+            return Vec::new();
+        };
         let stays = self.runs() && self.vm.spec.power != Power::Stopped;
         let outcome = if stays { MigrationOutcome::StayedOnSource } else { MigrationOutcome::Gone };
         let abort = MigrationEvent::Abort { reason: reason.to_owned(), message };
@@ -237,7 +251,7 @@ impl<'a> Scene<'a> {
 
     fn switching(&self) -> Option<MigrationEvent> {
         let figures = match self.sending() {
-            Some(SendState::Sent(figures)) => *figures,
+            Some(SendState::Sent(figures)) => self.stood_still(*figures),
             _ => self.migration.status.figures.unwrap_or_default(),
         };
         let arrived = |outcome| Some(MigrationEvent::Arrived { figures, outcome });
@@ -254,6 +268,17 @@ impl<'a> Scene<'a> {
             (Destination::Waits | Destination::Unseen, Source::Stands | Source::Gone)
             | (Destination::Waits | Destination::Unseen | Destination::Never, Source::Unseen) => None,
         }
+    }
+
+    /// The source's hypervisor counts the stand-still up to the end of its copy; the destination knows when its vCPUs ran.
+    fn stood_still(&self, mut figures: MigrationFigures) -> MigrationFigures {
+        let arrived = self.destination().vm(self.vm.metadata.uid).and_then(|seen| seen.resumed_at_ms);
+        let Some(resumed_at_ms) = arrived.filter(|_| figures.stopped_at_ms > 0) else { return figures };
+        let by_clocks_ms = resumed_at_ms.saturating_sub(figures.stopped_at_ms);
+        if by_clocks_ms <= figures.downtime_ms.saturating_add(CLOCKS_AGREE_MS) {
+            figures.downtime_ms = figures.downtime_ms.max(by_clocks_ms);
+        }
+        figures
     }
 
     fn awaits_figures(&self) -> bool {

@@ -115,10 +115,10 @@ fn reserve_all(
                 commands.push(Command::Migrate { migration: uid, event });
             }
         };
-        if !matches!(observed.sight(state, from), Sight::Seen(_)) {
+        let Sight::Seen(source) = observed.sight(state, from) else {
             wait("SourceDown", "the host it runs on is not up".to_owned());
             continue;
-        }
+        };
         if !free(&busy, from) {
             wait("Budget", format!("the host it runs on is in {budget} migrations already"));
             continue;
@@ -149,6 +149,11 @@ fn reserve_all(
             vm_generation: vm.metadata.generation,
             vm_incarnation: vm.status.incarnation,
             why: Some(record::boxed(&decision)),
+            disk_bytes: source
+                .vms
+                .get(&vm.metadata.uid)
+                .map(|seen| seen.disk_bytes.clone())
+                .unwrap_or_default(),
         };
         commands.push(Command::Migrate { migration: uid, event });
     }

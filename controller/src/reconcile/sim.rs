@@ -5,6 +5,7 @@
 //! more, and everything must come to rest as its spec says.
 
 mod agent;
+mod away;
 mod chaos;
 mod wire;
 
@@ -311,7 +312,8 @@ impl World {
                 let keeps = self.state.vm(*vm).is_some_and(|vm| {
                     let status = &vm.status;
                     let saved = status.saved.as_ref().map(|saved| saved.host);
-                    [status.host, status.volumes_on, saved].contains(&Some(host.id))
+                    let last = status.last_host.filter(|_| status.host.is_none());
+                    [status.host, status.volumes_on, saved, last].contains(&Some(host.id))
                 });
                 if !keeps {
                     self.fail(&format!("{} still has something of {vm}", host.id));

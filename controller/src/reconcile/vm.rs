@@ -2,7 +2,7 @@
 
 use dunlin_model::HostId;
 use dunlin_model::migration::MigrationPhase;
-use dunlin_model::observed::{EndCause, ObservedVm, Process};
+use dunlin_model::observed::{EndCause, ObservedVm, Process, SavedFile};
 use dunlin_model::vm::{Power, SavedState, Vm, VmPhase};
 use dunlin_state::{Command, Seen, State};
 
@@ -111,7 +111,8 @@ fn ended(
         // It came up and ended between two reports: saved memory it was restored from is used up.
         news.push(Seen::Running { pid: None, vnc: None });
     }
-    if cause == EndCause::Told && vm.status.task.is_some() && seen.saved.is_none() {
+    let saved = seen.saved.as_ref().filter(|saved| saved.incarnation == seen.incarnation);
+    if cause == EndCause::Told && vm.status.task.is_some() && saved.is_none() {
         // It was ended by its save, whose file the host has yet to tell of: that, or the task's failure, comes next.
         return news;
     }
@@ -119,8 +120,9 @@ fn ended(
     let message = message.to_owned();
     news.push(match cause {
         EndCause::GuestShutdown => Seen::PoweredOff,
-        EndCause::Told => match (&seen.saved, vm.status.task) {
-            (Some((path, size_bytes)), Some(_)) => {
+        EndCause::Told => match saved {
+            // Without a task it was given up while the host was away, and came to its end all the same.
+            Some(SavedFile { path, size_bytes, .. }) if vm.status.task.is_some() || !off => {
                 Seen::Saved(SavedState { host, path: path.clone(), size_bytes: *size_bytes })
             }
             // Told to Hold what it did not have, although it should run: its process got lost.

@@ -207,7 +207,7 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
         let process = match &assignment.role {
             Role::Run { power: Power::Paused, .. } => Process::Paused,
             Role::Run { .. } => Process::Running,
-            Role::Discard => {
+            Role::Discard { .. } => {
                 now.remove(&assignment.vm);
                 continue;
             }
@@ -225,6 +225,7 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
             pid: Some(1),
             vnc: None,
             saved: None,
+            disk_bytes: BTreeMap::new(),
             resumed_at_ms: None,
             receive: None,
             send: None,
@@ -237,7 +238,7 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
 /// A console that gives back what it is sent, in upper case.
 async fn echo(endpoint: String, order: v1::OpenTunnel) {
     let (to, stream) = mpsc::channel(4);
-    let hello = v1::TunnelChunk { tunnel: order.tunnel, data: b"login: ".to_vec(), error: String::new() };
+    let hello = v1::TunnelChunk { tunnel: order.tunnel, data: b"login: ".to_vec(), ..Default::default() };
     to.send(hello).await.unwrap();
     let Ok(answer) = gate(&endpoint).tunnel(ReceiverStream::new(stream)).await else { return };
     let mut from = answer.into_inner();

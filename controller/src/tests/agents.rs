@@ -226,8 +226,12 @@ async fn a_console_flows_both_ways() {
 
     for id in [cluster.leader().await, cluster.follower().await] {
         let (to, stream) = tokio::sync::mpsc::channel(4);
-        let open = v1::ConsoleOpen { vm: "web".into(), mode: v1::ConsoleMode::Interactive.into() };
-        to.send(v1::ConsoleChunk { open: Some(open), data: Vec::new() }).await.unwrap();
+        let open = v1::ConsoleOpen {
+            vm: "web".into(),
+            mode: v1::ConsoleMode::Interactive.into(),
+            places: Vec::new(),
+        };
+        to.send(v1::ConsoleChunk { open: Some(open), ..Default::default() }).await.unwrap();
         let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
         let mut from = cluster.client(id).console(stream).await.unwrap().into_inner();
         let mut seen = Vec::new();
@@ -238,15 +242,16 @@ async fn a_console_flows_both_ways() {
             seen.clear();
         };
         read_to(b"login: ").await;
-        to.send(v1::ConsoleChunk { open: None, data: b"root\n".to_vec() }).await.unwrap();
+        to.send(v1::ConsoleChunk { data: b"root\n".to_vec(), ..Default::default() }).await.unwrap();
         read_to(b"ROOT\n").await;
         // Half closed, it still reads: nothing ends.
         drop(to);
         let more = tokio::time::timeout(Duration::from_millis(300), from.message()).await;
         assert!(more.is_err(), "{more:?}");
     }
-    let open = v1::ConsoleOpen { vm: "wbe".into(), mode: v1::ConsoleMode::Interactive.into() };
-    let stream = tokio_stream::iter([v1::ConsoleChunk { open: Some(open), data: Vec::new() }]);
+    let open =
+        v1::ConsoleOpen { vm: "wbe".into(), mode: v1::ConsoleMode::Interactive.into(), places: Vec::new() };
+    let stream = tokio_stream::iter([v1::ConsoleChunk { open: Some(open), ..Default::default() }]);
     let (found, message) = code(cluster.client(1).console(stream).await);
     assert_eq!(found, ErrorCode::NotFound);
     assert!(message.contains("did you mean web?"), "{message}");

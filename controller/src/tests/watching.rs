@@ -90,7 +90,7 @@ async fn a_watch_that_is_too_late_is_told() {
                 let uid = dunlin_model::VmId(crate::mint::uuid());
                 let name = format!("w{writer}-{index}").parse().unwrap();
                 let (labels, spec) = (Default::default(), dunlin_model::vm::VmSpec::new(128));
-                let write = dunlin_state::Write::CreateVm { uid, name, labels, spec };
+                let write = dunlin_state::Write::CreateVm { uid, own_uid: false, name, labels, spec };
                 let command = dunlin_state::Command::Write { key: key(), write };
                 replica.propose(&command).await.unwrap().unwrap();
             }

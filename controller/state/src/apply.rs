@@ -87,7 +87,9 @@ fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
 
 fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
     match write {
-        Write::CreateVm { uid, name, labels, spec } => vm::create(draft, *uid, name, labels, spec),
+        Write::CreateVm { uid, own_uid, name, labels, spec } => {
+            vm::create(draft, *uid, *own_uid, name, labels, spec)
+        }
         Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
         Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
         Write::DeleteVm { uid } => vm::delete(draft, *uid),

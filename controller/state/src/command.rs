@@ -1,5 +1,7 @@
 //! What may be proposed. Intent and transitions only, never samples.
 
+use std::collections::BTreeMap;
+
 use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::cluster::{ClusterSpec, Controller};
 use dunlin_model::decision::{Decision, Effect};
@@ -91,6 +93,9 @@ pub enum Write {
     /// Uids are minted at the edge, so that apply needs no randomness. MACs too.
     CreateVm {
         uid: VmId,
+        /// The user chose the uid. It may have been another VM's before, so its incarnations begin behind all of those.
+        #[serde(default)]
+        own_uid: bool,
         name: Name,
         labels: Labels,
         spec: VmSpec,
@@ -207,6 +212,9 @@ pub enum MigrationEvent {
         vm_incarnation: Incarnation,
         #[serde(default)]
         why: Option<Box<Decision>>,
+        /// Virtual sizes of the disks that are not shared, bytes, as the source reports them.
+        #[serde(default)]
+        disk_bytes: BTreeMap<Name, u64>,
     },
     /// Planned, and it stays so: why no host was chosen.
     Wait { reason: String, message: String },

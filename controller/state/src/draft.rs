@@ -63,11 +63,9 @@ impl Draft {
             let message = format!("a {noun} called {name} exists");
             return Err(Rejected::new(ErrorCode::AlreadyExists, message));
         }
-        if self.state.objects.contains_key(&(T::KIND, raw)) {
-            return Err(Rejected::new(
-                ErrorCode::AlreadyExists,
-                format!("a {noun} with the uid {raw} exists"),
-            ));
+        if let Some(other) = self.state.objects.get(&(T::KIND, raw)) {
+            let message = format!("metadata.uid: {raw} is the uid of the {noun} {}", other.name());
+            return Err(Rejected::new(ErrorCode::AlreadyExists, message));
         }
         Ok(Metadata {
             name: name.clone(),
@@ -83,6 +81,9 @@ impl Draft {
     pub(crate) fn put(&mut self, object: impl Into<Object>) {
         let mut object: Object = object.into();
         let key = (object.kind(), object.uid());
+        if let Object::Vm(vm) = &mut object {
+            crate::vm::tell_down(&self.state, vm);
+        }
         let old = self.state.objects.get(&key).cloned();
         if old.as_deref() == Some(&object) {
             return;

@@ -7,7 +7,7 @@ use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{ErrorCode, HostId, Kind, Labels, Object, Revision, meta};
 
 use crate::draft::{Draft, refuse_stale};
-use crate::vm::unbind;
+use crate::vm::{tell_down, unbind};
 use crate::{Rejected, migration};
 
 pub(crate) fn open_session(
@@ -36,6 +36,7 @@ pub(crate) fn open_session(
         draft.event(EventLevel::Normal, "HostUp", &Object::Host(host.clone()), message);
     }
     draft.put(host);
+    tell_vms(draft, id);
     Ok(())
 }
 
@@ -54,7 +55,21 @@ pub(crate) fn close_session(
     message.clone_into(&mut host.status.message);
     draft.event(EventLevel::Warning, "HostDown", &Object::Host(host.clone()), message);
     draft.put(host);
+    tell_vms(draft, id);
     Ok(())
+}
+
+/// Each VM that waits for this host says so, or no longer: see [`Draft::put`].
+fn tell_vms(draft: &mut Draft, host: HostId) {
+    let here: Vec<Vm> = draft.state.vms_touching(host).cloned().collect();
+    for vm in here {
+        let mut told = vm.clone();
+        tell_down(&draft.state, &mut told);
+        if told != vm {
+            draft.put(told);
+        }
+    }
+    draft.answer(Kind::Host, host.0);
 }
 
 pub(crate) fn set_capabilities(
@@ -149,6 +164,7 @@ pub(crate) fn remove(draft: &mut Draft, id: HostId, force: bool) -> Result<(), R
     let message = if force { "removed by force" } else { "removed" };
     draft.event(EventLevel::Normal, "HostRemoved", &Object::Host(host), message);
     draft.remove(Kind::Host, id.0);
+    tell_vms(draft, id);
     // The answer is the host, not the last VM looked at.
     draft.answer(Kind::Host, id.0);
     Ok(())

@@ -93,6 +93,10 @@ fn check_vm(state: &State, vm: &Vm) -> Result<(), String> {
     if matches!(status.phase, VmPhase::Stopped | VmPhase::Saved) {
         ensure(vm.spec.power == Power::Stopped, || "it should be Pending".to_owned())?;
     }
+    let says_down = status.reason == crate::vm::HOST_DOWN;
+    ensure(says_down == crate::vm::down(state, vm).is_some(), || {
+        "it hides that its host is down".to_owned()
+    })?;
     if let Some(id) = status.migration {
         let migration = state.migration(id).ok_or("its migration does not exist")?;
         ensure(migration.spec.vm == vm.metadata.uid, || "its migration is another VM's".to_owned())?;

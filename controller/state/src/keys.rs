@@ -112,8 +112,10 @@ pub fn hash(write: &Write) -> u64 {
     let mut write = write.clone();
     let minted: Name = "minted".parse().expect("a word is a name");
     match &mut write {
-        Write::CreateVm { uid, spec, .. } => {
-            uid.0 = Uuid::nil();
+        Write::CreateVm { uid, own_uid, spec, .. } => {
+            if !*own_uid {
+                uid.0 = Uuid::nil();
+            }
             spec.nics.iter_mut().for_each(|nic| nic.mac = None);
         }
         Write::CreateImage { uid, .. } => uid.0 = Uuid::nil(),

@@ -107,7 +107,13 @@ impl Fleet {
 
     pub(crate) fn create(&mut self, number: u64, spec: VmSpec) -> Outcome {
         let name = format!("vm{number}").parse().unwrap();
-        self.write_ok(Write::CreateVm { uid: vm_id(number), name, labels: Labels::new(), spec })
+        self.write_ok(Write::CreateVm {
+            uid: vm_id(number),
+            own_uid: false,
+            name,
+            labels: Labels::new(),
+            spec,
+        })
     }
 
     pub(crate) fn bind(&mut self, number: u64, host: u64) -> Result<Outcome, Rejected> {

@@ -6,17 +6,21 @@ mod write;
 pub(crate) use observe::{bind, explain, keep_disks_here, observe, refuse_moved, restarted, taker};
 pub(crate) use write::{create, delete, forget, set_power, update};
 
+use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{ErrorCode, Incarnation, VmId};
+use dunlin_model::{ErrorCode, HostId, Incarnation, VmId};
 use thiserror::Error;
 
-use crate::Rejected;
 use crate::draft::Draft;
+use crate::{Rejected, State};
 
 /// Restarts after crashes before a VM stays Failed.
 pub const RESTARTS_MAX: u32 = 5;
 /// A guest that ran this long before it died has earned a fresh count of restarts, ms.
 pub const STEADY_RUN_MS: u64 = 600_000;
+
+/// The reason a VM shows while a host that it cannot do without is Down.
+pub const HOST_DOWN: &str = "HostDown";
 
 /// What moves a VM from phase to phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,12 +95,56 @@ pub(crate) fn enter(draft: &Draft, vm: &mut Vm, event: VmEvent) -> Result<(), Re
     Ok(())
 }
 
-/// Takes it off its host. Its disks stay where they are.
+/// Takes it off its host. Its disks stay where they are, and so does what it said there.
 pub(crate) fn unbind(vm: &mut Vm) {
-    vm.status.host = None;
+    vm.status.last_host = vm.status.host.take().or(vm.status.last_host);
     vm.status.host_name = None;
     vm.status.pid = None;
     vm.status.vnc = None;
+}
+
+/// Says on a VM whether a host that it waits for is Down: what is shown of it then is only what was last seen.
+pub(crate) fn tell_down(state: &State, vm: &mut Vm) {
+    let Some(host) = down(state, vm) else {
+        if vm.status.reason == HOST_DOWN {
+            vm.status.reason.clear();
+            vm.status.message.clear();
+        }
+        return;
+    };
+    let (name, since) = (&host.metadata.name, host.status.since);
+    HOST_DOWN.clone_into(&mut vm.status.reason);
+    vm.status.message = if vm.status.phase == VmPhase::Deleting {
+        format!(
+            "host {name} is down since {since}; what it has of the VM is removed when it is back. If it never will be: dunlin host remove {name} --force"
+        )
+    } else {
+        format!(
+            "host {name} is down since {since}; this is what was last seen, and the guest may still run there"
+        )
+    };
+}
+
+/// The first host that the VM waits for and that is Down.
+pub(crate) fn down<'a>(state: &'a State, vm: &Vm) -> Option<&'a Host> {
+    let mut hosts = waits_for(vm).filter_map(|host| state.host(host));
+    hosts.find(|host| host.status.phase == HostPhase::Down)
+}
+
+/// The hosts without which a VM cannot be deleted, and the first, without which nothing can be done to its process.
+pub(crate) fn waits_for(vm: &Vm) -> impl Iterator<Item = HostId> {
+    let saved = vm.status.saved.as_ref().map(|saved| saved.host);
+    let deleting = vm.status.phase == VmPhase::Deleting;
+    let disks = [vm.status.volumes_on, saved].into_iter().flatten().filter(move |_| deleting);
+    vm.status.host.into_iter().chain(disks)
+}
+
+/// Passes over every incarnation that a VM of the same uid may have had before it was deleted: hosts remember the highest
+/// they were told and refuse lower ones. An incarnation takes a command of its own, so none is above the log's index.
+pub(crate) fn skip_incarnations(draft: &mut Draft, vm: VmId) {
+    let mut fence = draft.state.fence(vm);
+    fence.highest = fence.highest.max(Incarnation(draft.state.index));
+    draft.state.fences.insert(vm, fence);
 }
 
 /// A number no process of the VM ever carried.

@@ -49,6 +49,11 @@ pub(super) fn node(index: usize) -> String {
     format!("disk{index}")
 }
 
+/// Name of the read-only view on a node.
+pub(super) fn view(node: &str) -> String {
+    format!("{node}-view")
+}
+
 /// Everything after the program's name.
 pub(super) fn arguments(launch: &Launch, around: &Surroundings<'_>) -> Vec<String> {
     let mut words = Words(Vec::new());
@@ -183,7 +188,7 @@ fn drive(words: &mut Words, launch: &Launch, index: usize, disk: &LaunchDisk, di
     words.pair("-blockdev", format.to_string());
     if filled {
         let view = json!({
-            "driver": "raw", "node-name": format!("{node}-view"), "file": node, "read-only": true,
+            "driver": "raw", "node-name": view(&node), "file": node, "read-only": true,
         });
         words.pair("-blockdev", view.to_string());
     }
@@ -193,8 +198,9 @@ fn drive(words: &mut Words, launch: &Launch, index: usize, disk: &LaunchDisk, di
 fn attach(words: &mut Words, launch: &Launch) {
     let (mut sata, mut ide) = (0, 0);
     for (index, disk) in launch.disks.iter().enumerate() {
-        let view = if is_filled_read_only(launch, disk) { "-view" } else { "" };
-        let tail = format!("drive={}{view},bootindex={}", node(index), index + 1);
+        let node = node(index);
+        let drive = if is_filled_read_only(launch, disk) { view(&node) } else { node };
+        let tail = format!("drive={drive},bootindex={}", index + 1);
         // ATA has no read-only hard disk.
         let ata = if disk.read_only { "ide-cd" } else { "ide-hd" };
         let device = match disk.bus {
@@ -270,6 +276,12 @@ fn display(words: &mut Words, machine: MachineType, vnc: &Vnc) {
 pub(super) fn local_disks(launch: &Launch) -> Vec<(String, dunlin_model::Name)> {
     let all = launch.disks.iter().enumerate();
     all.filter(|(_, disk)| !disk.shared).map(|(index, disk)| (node(index), disk.name.clone())).collect()
+}
+
+/// Of these, the nodes with a read-only view upon them.
+pub(super) fn viewed(launch: &Launch) -> Vec<String> {
+    let all = launch.disks.iter().enumerate();
+    all.filter(|(_, disk)| is_filled_read_only(launch, disk)).map(|(index, _)| node(index)).collect()
 }
 
 /// Which disks are opened past the page cache: those that another host reads after a migration, where the file

@@ -18,8 +18,10 @@ mod incoming;
 mod kvm;
 #[cfg(test)]
 mod live;
+mod logs;
 mod outgoing;
 mod owner;
+mod passes;
 mod probe;
 mod process;
 mod qmp;
@@ -118,7 +120,7 @@ struct Handle {
 impl Handle {
     fn guest(&self) -> Option<Guest> {
         match &*self.state.borrow() {
-            State::Up(guest) => Some(guest.clone()),
+            State::Up(guest) => Some((**guest).clone()),
             State::Coming | State::Failed(_) => None,
         }
     }
@@ -246,7 +248,7 @@ impl Hypervisor for Qemu {
         let mut state = self.claim(launch)?.state;
         let up = async { state.wait_for(|state| !matches!(state, State::Coming)).await.map(|s| s.clone()) };
         match timeout(START_DEADLINE, up).await {
-            Ok(Ok(State::Up(guest))) => Ok(guest),
+            Ok(Ok(State::Up(guest))) => Ok(*guest),
             Ok(Ok(State::Failed(e))) => Err(e),
             Ok(Ok(State::Coming) | Err(_)) => {
                 Err(fail("start", DriverErrorKind::Transient, "the start was broken off"))
@@ -356,6 +358,17 @@ impl Hypervisor for Qemu {
 
     async fn migrate_cancel(&self, vm: VmId) -> DriverResult<()> {
         self.ask(vm, Verb::MigrateCancel, VERB_DEADLINE).await.map(drop)
+    }
+
+    fn serial_log(&self, vm: VmId) -> PathBuf {
+        RunDir::new(&self.site.config.dir, vm).serial_log()
+    }
+
+    async fn trim_logs(&self) -> DriverResult<()> {
+        let dir = self.site.config.dir.clone();
+        let trimmed = tokio::task::spawn_blocking(move || logs::trim_all(&dir)).await;
+        let trimmed = trimmed.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        trimmed.map_err(|e| fail("trim_logs", DriverErrorKind::Transient, e.to_string()))
     }
 
     fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)> {

@@ -20,10 +20,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::COMMAND_DEADLINE;
+use super::command::view;
 use super::incoming::set_capabilities;
 use super::owner::{Answer, Fault, Owner, RETRY_EVERY, Reply};
 use super::record::Outgoing;
+use super::{COMMAND_DEADLINE, passes};
 use crate::hypervisor::Send;
 
 /// A destination that does not take a connection within this is not there. Tried before QEMU does, because QEMU
@@ -32,13 +33,6 @@ const REACH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// From "completed" to the end of QEMU's migration thread it takes microseconds, unless the host is overloaded.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The first stand-still allowed, as a part of the limit. QEMU stops a guest as soon as the rest would go within the
-/// limit, and then takes that long; a quiet guest is spared most of it when the limit begins low.
-const FIRST_DOWNTIME_DIVISOR: u64 = 10;
-/// From this pass over memory on, each one doubles the stand-still allowed, up to the limit: the guest writes faster
-/// than it is sent. The first pass sends everything, the second what was written meanwhile.
-const RELAX_FROM_PASS: u64 = 3;
 
 /// A sending, as far as it is not in the record.
 #[derive(Debug)]
@@ -178,7 +172,7 @@ impl Owner {
         self.clear_mirrors().await;
         set_capabilities(&self.qmp, true).await?;
         let speed = outgoing.limits.bandwidth_mib_s << 20;
-        let downtime_ms = (outgoing.limits.downtime_ms / FIRST_DOWNTIME_DIVISOR).max(1);
+        let downtime_ms = passes::first_downtime_ms(&self.qmp, outgoing.limits.downtime_ms).await?;
         let parameters = json!({ "max-bandwidth": speed, "downtime-limit": downtime_ms });
         self.qmp.run("migrate-set-parameters", parameters).await?;
         for (node, export) in self.record.local_disks.clone() {
@@ -189,8 +183,9 @@ impl Owner {
                 "discard": "unmap", "detect-zeroes": "unmap",
             });
             self.qmp.run("blockdev-add", target).await?;
+            let source = if self.record.viewed.contains(&node) { view(&node) } else { node.clone() };
             let job = json!({
-                "job-id": mirror(&node), "device": node, "target": mirror(&node), "sync": "full", "speed": speed,
+                "job-id": mirror(&node), "device": source, "target": mirror(&node), "sync": "full", "speed": speed,
                 "copy-mode": "background", "auto-dismiss": false,
             });
             self.qmp.run("blockdev-mirror", job).await?;
@@ -243,20 +238,10 @@ impl Owner {
             if next == phase {
                 return Ok(());
             }
+            tracing::debug!(vm = %self.record.vm, ?next, "sending");
             // Told by the caller: a new agent that catches up must not show the steps in between as news.
             now.phase = next;
         }
-        Ok(())
-    }
-
-    /// A pass over memory begins: the guest may have to stand still for longer.
-    pub(super) async fn passed(&mut self, pass: u64) -> Result<(), Fault> {
-        let Some(outgoing) = &self.record.outgoing else { return Ok(()) };
-        let limit_ms = outgoing.limits.downtime_ms;
-        let doublings = u32::try_from(pass.saturating_sub(RELAX_FROM_PASS - 1)).unwrap_or(u32::MAX);
-        let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
-        let downtime_ms = (limit_ms / FIRST_DOWNTIME_DIVISOR).max(1).saturating_mul(factor).min(limit_ms);
-        self.qmp.run("migrate-set-parameters", json!({ "downtime-limit": downtime_ms })).await?;
         Ok(())
     }
 
@@ -301,8 +286,9 @@ impl Owner {
             return Ok(Phase::Finishing);
         }
         for job in jobs.iter().filter(|job| job.is_ready) {
-            // For a mirror that is ready this is its completion: the target stays equal, the guest stays here.
-            self.qmp.run("block-job-cancel", json!({ "device": job.id })).await?;
+            // For a mirror that is ready this is its completion: the target stays equal, the guest stays here. A refusal
+            // says that it was completed since the look: the next look sees that, or that it failed.
+            let _ = self.qmp.run("block-job-cancel", json!({ "device": job.id })).await;
         }
         if jobs.iter().any(|job| job.end.is_none()) { Ok(Phase::Finishing) } else { Ok(Phase::AtSwitchover) }
     }

@@ -43,13 +43,17 @@ pub(super) const RECONNECT_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Coming,
-    Up(Guest),
+    Up(Box<Guest>),
     Failed(DriverError),
 }
 
 impl State {
     pub(super) fn has_ended(&self) -> bool {
-        matches!(self, Self::Up(Guest { run: Run::Ended(..), .. }) | Self::Failed(_))
+        match self {
+            Self::Coming => false,
+            Self::Up(guest) => matches!(guest.run, Run::Ended(..)),
+            Self::Failed(_) => true,
+        }
     }
 }
 
@@ -248,6 +252,7 @@ impl Owner {
             vnc: record.vnc.clone().filter(|_| record.ended.is_none()),
             endpoint,
             send,
+            disk_bytes: record.disk_bytes.clone(),
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: self.resumed_at_ms,
@@ -259,8 +264,8 @@ impl Owner {
     pub(super) fn publish(&self) {
         let guest = self.guest();
         let changed = self.state.send_if_modified(|state| {
-            let same = matches!(state, State::Up(known) if *known == guest);
-            *state = State::Up(guest.clone());
+            let same = matches!(state, State::Up(known) if **known == guest);
+            *state = State::Up(Box::new(guest.clone()));
             !same
         });
         if changed {
@@ -280,6 +285,7 @@ impl Owner {
 
     async fn take(&mut self, Ask { verb, reply }: Ask) {
         let name = verb.name();
+        tracing::debug!(vm = %self.record.vm, verb = name, "asked");
         let result = match verb {
             Verb::Save(file) => return self.save(file, reply).await,
             Verb::MigrateCancel => return self.cancel(reply).await,
@@ -303,7 +309,7 @@ impl Owner {
     }
 
     async fn command(&self, command: &str) -> Result<Answer, Fault> {
-        if self.record.incoming && !self.record.ever_ran {
+        if self.is_arriving() {
             return Err(Fault::Refused("the guest has not arrived yet".to_owned()));
         }
         self.qmp.run(command, json!({})).await?;
@@ -395,6 +401,10 @@ impl Owner {
             "guest-panicked" => return self.panicked().await,
             _ => {}
         }
+        if self.record.disk_bytes.is_empty() {
+            // Started by an agent that did not ask.
+            self.measure_disks().await?;
+        }
         self.look_at_sending();
         self.look_at_save();
         self.advance().await?;
@@ -412,6 +422,7 @@ impl Owner {
     }
 
     async fn hear(&mut self, event: Event) -> Result<(), Fault> {
+        tracing::debug!(vm = %self.record.vm, name = event.name, data = %event.data, "QEMU says");
         match event.name.as_str() {
             "STOP" => {
                 self.running = false;
@@ -429,7 +440,7 @@ impl Owner {
             }
             "SHUTDOWN" if is_power_off(&event.data) => return self.powered_off().await,
             "GUEST_PANICKED" => return self.panicked().await,
-            "MIGRATION" if event.data["status"] == "completed" && self.record.incoming => {
+            "MIGRATION" if event.data["status"] == "completed" && self.is_arriving() => {
                 self.arrived = true;
             }
             "MIGRATION_PASS" => return self.passed(event.data["pass"].as_u64().unwrap_or(0)).await,
@@ -438,11 +449,16 @@ impl Owner {
             }
             _ => return Ok(()),
         }
-        if self.record.incoming && !self.record.ever_ran && self.arrived {
+        if self.is_arriving() && self.arrived {
             self.close_exports().await;
         }
         self.publish();
         Ok(())
+    }
+
+    /// A guest that came by migration sends like any other once it has run here.
+    fn is_arriving(&self) -> bool {
+        self.record.incoming && !self.record.ever_ran
     }
 
     async fn advance(&mut self) -> Result<(), Fault> {
@@ -558,6 +574,7 @@ fn from_record(record: &Record, run: Run, pid: Option<u32>) -> Guest {
         endpoint: record.endpoint.clone().filter(|_| run == Run::Incoming),
         run,
         send: None,
+        disk_bytes: record.disk_bytes.clone(),
         ever_ran: record.ever_ran,
         reboots: record.reboots,
         resumed_at_ms: None,

@@ -9,6 +9,7 @@
 //! ```
 //! Owns the format and its versions. Knows no process and no QMP.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,12 @@ pub(super) struct Record {
     pub(super) endpoint: Option<Endpoint>,
     /// Disks to be mirrored by a migration: (node, export).
     pub(super) local_disks: Vec<(String, Name)>,
+    /// Those of these nodes on which a read-only view stands: the guest, and so a mirror, begins at the view.
+    #[serde(default)]
+    pub(super) viewed: Vec<String>,
+    /// Their virtual sizes, bytes.
+    #[serde(default)]
+    pub(super) disk_bytes: BTreeMap<Name, u64>,
     pub(super) reboot_on_shutdown: bool,
     /// How often its machine was restarted in this process.
     #[serde(default)]
@@ -296,6 +303,8 @@ mod tests {
             vnc: Some("127.0.0.1:5900".into()),
             endpoint: None,
             local_disks: vec![("disk0".into(), "vda".parse().expect("name"))],
+            viewed: Vec::new(),
+            disk_bytes: BTreeMap::from([("vda".parse().expect("name"), 1 << 20)]),
             reboot_on_shutdown: false,
             outgoing: None,
             saving: None,

@@ -195,6 +195,8 @@ fn intent(launch: &Launch) -> Record {
         vnc: None,
         endpoint: None,
         local_disks: command::local_disks(launch),
+        viewed: command::viewed(launch),
+        disk_bytes: std::collections::BTreeMap::new(),
         reboot_on_shutdown: false,
         outgoing: None,
         saving: None,
@@ -277,6 +279,7 @@ impl Owner {
             let host = if host.contains(':') { format!("[{host}]") } else { host };
             self.record.vnc = Some(format!("{host}:{port}"));
         }
+        self.measure_disks().await?;
         match &launch.mode {
             LaunchMode::Boot => self.arrived = true,
             LaunchMode::Restore(file) => {
@@ -294,6 +297,23 @@ impl Owner {
         if runs {
             self.let_run().await?;
         }
+        Ok(())
+    }
+
+    /// Asks how large the disks are that a migration has to mirror.
+    pub(super) async fn measure_disks(&mut self) -> Result<(), Fault> {
+        if self.record.local_disks.is_empty() {
+            return Ok(());
+        }
+        let nodes = self.qmp.run("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        let size = |node: &String| {
+            let found = nodes.iter().find(|one| one["node-name"] == node.as_str())?;
+            found["image"]["virtual-size"].as_u64()
+        };
+        let sizes =
+            self.record.local_disks.iter().filter_map(|(node, name)| Some((name.clone(), size(node)?)));
+        self.record.disk_bytes = sizes.collect();
         Ok(())
     }
 
@@ -358,7 +378,7 @@ async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, 
             record.ended = Some((record.ending.unwrap_or(EndCause::Died), message));
             dir.store(&record, true)?;
         }
-        seat.state.send_replace(State::Up(owner::ended(&record)));
+        seat.state.send_replace(State::Up(Box::new(owner::ended(&record))));
         return Ok(Some((vm, handle)));
     };
     let process = Arc::new(process);
@@ -371,7 +391,7 @@ async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, 
         state.send_if_modified(|state| {
             let is_unknown = matches!(state, State::Coming);
             if is_unknown {
-                *state = State::Up(presumed);
+                *state = State::Up(Box::new(presumed));
             }
             is_unknown
         });
@@ -408,7 +428,7 @@ async fn take_over(seat: Seat, record: Record, process: Arc<Process>) {
                 if let Err(e) = seat.dir.store(&record, true) {
                     tracing::warn!(vm = %record.vm, error = %chain(&e), "an ended guest is not on record");
                 }
-                seat.state.send_replace(State::Up(owner::ended(&record)));
+                seat.state.send_replace(State::Up(Box::new(owner::ended(&record))));
                 return;
             }
             connected = Qmp::connect(&monitor, Instant::now() + ADOPT_DEADLINE) => connected,

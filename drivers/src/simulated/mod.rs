@@ -452,6 +452,10 @@ impl Hypervisor for SimDriver {
         Ok(())
     }
 
+    fn serial_log(&self, vm: VmId) -> PathBuf {
+        self.host.file(vm, "log")
+    }
+
     fn console(&self, vm: VmId) -> DriverResult<(PathBuf, PathBuf)> {
         self.power(DriverPower::Console, "console")?;
         if !self.host.table().guests.contains_key(&vm) {

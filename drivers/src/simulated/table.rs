@@ -85,6 +85,8 @@ impl Entry {
                 Stage::Holding(why) => SendReport::Holding(why.clone()),
                 Stage::Cancelled(why) => SendReport::Cancelled(why.clone()),
             }),
+            // Nothing reads or writes the disks of a simulated guest.
+            disk_bytes: std::collections::BTreeMap::new(),
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: record.running_since_ms,

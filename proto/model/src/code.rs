@@ -67,7 +67,7 @@ codes! {
     WrongState = "wrong_state", http 409, grpc 9, exit 5, retry false;
     /// Another object still needs this one.
     InUse = "in_use", http 409, grpc 9, exit 5, retry false;
-    /// No host can take it; the message says why for each group of hosts.
+    /// There is no room for it: the message says why for each group of hosts, or which disk is full.
     NoCapacity = "no_capacity", http 409, grpc 8, exit 6, retry true;
     /// The token or identity shown is unknown, used up or expired.
     Unauthenticated = "unauthenticated", http 401, grpc 16, exit 7, retry false;

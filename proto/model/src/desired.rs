@@ -69,6 +69,9 @@ pub enum Role {
         migration: MigrationId,
         /// Bounds, some of which the receiving side sets too.
         limits: MigrationLimits,
+        /// Virtual size of each disk that is not shared, bytes, as its source reported it.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        disks: BTreeMap<Name, u64>,
     },
     /// Send it to `endpoint`.
     Send {
@@ -84,7 +87,11 @@ pub enum Role {
         power: Power,
     },
     /// Let go of it: kill its process, delete the disks and files made for it here.
-    Discard,
+    Discard {
+        /// Its disks live on another host now, so that what is left of them here is out of date.
+        #[serde(default)]
+        elsewhere: bool,
+    },
 }
 
 /// How far the source of a migration may go.

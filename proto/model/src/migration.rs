@@ -11,6 +11,8 @@
 //! Before it any failure leaves the source running. After it only the destination may continue, unless a second
 //! commit hands the VM back with incarnation + 2.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::decision::{Decision, Effect, Grounds};
@@ -110,6 +112,10 @@ pub struct MigrationStatus {
     pub to_name: Option<Name>,
     /// The incarnation the destination will run.
     pub incarnation: Incarnation,
+    /// Virtual size of each disk that is not shared, bytes: what the destination makes room for. Empty when the source
+    /// could not say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disk_bytes: BTreeMap<Name, u64>,
     /// Where the destination listens, once prepared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,

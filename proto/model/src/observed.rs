@@ -1,5 +1,7 @@
 //! What a host reports: everything it has seen of each VM. The leader keeps it in memory; only transitions reach the log.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::migration::{Endpoint, MigrationFigures};
@@ -23,8 +25,11 @@ pub struct ObservedVm {
     pub pid: Option<u32>,
     /// Where its display listens: `address:port`.
     pub vnc: Option<String>,
-    /// Its memory lies in this file, of so many bytes.
-    pub saved: Option<(String, u64)>,
+    /// Its memory lies in a file.
+    pub saved: Option<SavedFile>,
+    /// Virtual size of each of its disks that is not shared, bytes, as its hypervisor says; empty while there is none.
+    #[serde(default)]
+    pub disk_bytes: BTreeMap<Name, u64>,
     /// When its vCPUs last began to run, ms since 1970 by the host's clock.
     #[serde(default)]
     pub resumed_at_ms: Option<u64>,
@@ -32,6 +37,17 @@ pub struct ObservedVm {
     pub receive: Option<(MigrationId, ReceiveState)>,
     /// Its part as the source of a migration.
     pub send: Option<(MigrationId, SendState)>,
+}
+
+/// Memory saved on the host that reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFile {
+    /// Where.
+    pub path: String,
+    /// Its length, bytes.
+    pub size_bytes: u64,
+    /// The incarnation that was saved.
+    pub incarnation: Incarnation,
 }
 
 /// What its process does.

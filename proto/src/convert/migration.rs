@@ -33,6 +33,7 @@ records!([default] MigrationStatus {
     history,
     chosen,
     effect,
+    disk_bytes,
 });
 
 choices!([default] MigrationPhase {

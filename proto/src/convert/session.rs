@@ -23,7 +23,7 @@ records!(Assignment { vm, name, incarnation, continues, spec, role }; |assignmen
         model::Role::Send { limits, .. } => {
             limits.validate().map_err(|e| without_spec(e).under("role.send"))
         }
-        model::Role::Run { .. } | model::Role::Hold | model::Role::Discard => Ok(()),
+        model::Role::Run { .. } | model::Role::Hold | model::Role::Discard { .. } => Ok(()),
     }
 });
 
@@ -38,9 +38,9 @@ fn without_spec(mut refusal: Invalid) -> Invalid {
 oneofs!(Role in role {
     Run "run" { power, restore_from, received } as Run,
     Hold "hold",
-    Receive "receive" { migration, limits } as Receive,
+    Receive "receive" { migration, limits, disks } as Receive,
     Send "send" { migration, endpoint, limits, step, power } as Send,
-    Discard "discard",
+    Discard "discard" { elsewhere } as Discard,
 });
 
 choices!(SendStep { Copy, Switch, Cancel });
@@ -61,10 +61,13 @@ mod observed {
         pid,
         vnc,
         saved,
+        disk_bytes,
         receive,
         send,
         resumed_at_ms
     });
+
+    records!(SavedFile { path, size_bytes, incarnation });
 
     oneofs!(Process in process {
         None "none",
@@ -105,16 +108,6 @@ mod observed {
     records!(ActReport { task, phase, progress_percent, message });
 
     records!(Sample { vm, cpu_ms, wait_ms, rss_mib, dirty_mib_s });
-}
-
-impl Wire<v1::SavedFile> for (String, u64) {
-    fn to_wire(self) -> v1::SavedFile {
-        v1::SavedFile { path: self.0, size_bytes: self.1 }
-    }
-
-    fn from_wire(wire: v1::SavedFile) -> Result<Self, Invalid> {
-        Ok((wire.path, wire.size_bytes))
-    }
 }
 
 macro_rules! sides {

@@ -73,6 +73,7 @@ records!([default] VmStatus {
     restarts,
     since as since_ms,
     chosen,
+    last_host,
 });
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use dunlin_model::desired::{Assignment, DesiredSet, Role, SendStep};
 use dunlin_model::migration::{Endpoint, MigrationFigures};
 use dunlin_model::observed::{
-    ActReport, EndCause, ObservedVm, Process, ReceiveState, SendProgress, SendState,
+    ActReport, EndCause, ObservedVm, Process, ReceiveState, SavedFile, SendProgress, SendState,
 };
 use dunlin_model::task::{Act, TaskPhase};
 use dunlin_model::vm::Power;
@@ -46,7 +46,7 @@ pub(super) struct Record {
     pub(super) ended: Option<(Incarnation, EndCause, String, bool)>,
     pub(super) ever_ran: bool,
     pub(super) volumes: bool,
-    pub(super) saved: Option<(String, u64)>,
+    pub(super) saved: Option<SavedFile>,
     pub(super) receive: Option<MigrationId>,
 }
 
@@ -158,7 +158,8 @@ impl Host {
         self.saves.retain(|(at, ..)| *at > now);
         for (_, task, vm, path) in whole {
             let Some(record) = self.disk.get_mut(&vm) else { continue };
-            record.saved = Some((path, 1));
+            let incarnation = record.begun.unwrap_or_default();
+            record.saved = Some(SavedFile { path, size_bytes: 1, incarnation });
             if let Some(report) = self.journal.get_mut(&task) {
                 report.phase = TaskPhase::Succeeded;
             }
@@ -201,8 +202,16 @@ impl Host {
         self.journal.insert(task, report);
     }
 
+    /// What an agent did that nobody heard of: it ended a guest by saving it.
+    pub(super) fn saved_alone(&mut self, vm: VmId, path: String) {
+        self.end(vm, EndCause::Told, "saved");
+        let record = self.disk.get_mut(&vm).unwrap();
+        let incarnation = record.begun.unwrap_or_default();
+        record.saved = Some(SavedFile { path, size_bytes: 1, incarnation });
+    }
+
     fn assign(&mut self, one: &Assignment, rng: &mut Rng, now: u64) {
-        if one.role == Role::Discard {
+        if matches!(one.role, Role::Discard { .. }) {
             self.processes.remove(&one.vm);
             self.disk.remove(&one.vm);
             return;
@@ -228,7 +237,7 @@ impl Host {
             Role::Hold => self.hold(one),
             Role::Receive { migration, .. } => self.receive(one, *migration, rng, now),
             Role::Send { migration, step, power, .. } => self.send(one, *migration, *step, *power, rng, now),
-            Role::Discard => {}
+            Role::Discard { .. } => {}
         }
     }
 
@@ -268,7 +277,7 @@ impl Host {
             if let Some(file) = restore_from {
                 // Used up before it may run: never restored twice.
                 let have = record.saved.take();
-                if have.as_ref().map(|(path, _)| path.as_str()) != Some(file) {
+                if have.as_ref().map(|saved| saved.path.as_str()) != Some(file) {
                     let words = "the saved memory is not there".to_owned();
                     record.ended = Some((one.incarnation, EndCause::Refused, words, false));
                     return;
@@ -402,6 +411,7 @@ impl Host {
             pid: None,
             vnc: None,
             saved: record.saved.clone(),
+            disk_bytes: BTreeMap::new(),
             resumed_at_ms: None,
             receive,
             send,

@@ -54,7 +54,7 @@ impl World {
         self.write(Write::SetPower { uid, power });
     }
 
-    fn create(&mut self) {
+    pub(super) fn create(&mut self) {
         let mut spec = VmSpec::new(64 + self.rng.below(512));
         spec.driver = dunlin_model::capabilities::DriverName::Test;
         spec.power = Power::Running;
@@ -70,7 +70,7 @@ impl World {
         }
         let uid = VmId(self.rng.uuid());
         let name = format!("vm{}", self.index).parse().unwrap();
-        self.write(Write::CreateVm { uid, name, labels: Labels::new(), spec });
+        self.write(Write::CreateVm { uid, own_uid: false, name, labels: Labels::new(), spec });
     }
 
     fn migrate(&mut self, vm: VmId) {
@@ -83,7 +83,7 @@ impl World {
         self.write(Write::CreateMigration { uid, name, spec });
     }
 
-    fn task(&mut self, act: Act, kind: Kind, uid: uuid::Uuid) {
+    pub(super) fn task(&mut self, act: Act, kind: Kind, uid: uuid::Uuid) {
         let spec = TaskSpec { act, kind, uid, name: "any".parse().unwrap() };
         let name = format!("t{}", self.index).parse().unwrap();
         let id = TaskId(self.rng.uuid());
@@ -149,7 +149,7 @@ impl World {
         }
     }
 
-    fn boot(&mut self, index: usize) {
+    pub(super) fn boot(&mut self, index: usize) {
         let host = &mut self.hosts[index];
         host.powered = true;
         host.agent_up = true;

@@ -3,7 +3,7 @@
 use dunlin_model::decision::Effect;
 use dunlin_model::event::EventLevel;
 use dunlin_model::migration::{Migration, MigrationFigures, MigrationOutcome, MigrationPhase};
-use dunlin_model::vm::{Power, Vm, VmPhase};
+use dunlin_model::vm::{Disk, Power, Vm, VmPhase};
 use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Kind, MigrationId, Object};
 
 use super::next;
@@ -21,8 +21,9 @@ pub(crate) fn step(draft: &mut Draft, id: MigrationId, event: &MigrationEvent) -
     let mut vm = draft.take::<Vm>(migration.spec.vm)?;
     let m = &mut migration;
     match event {
-        MigrationEvent::Reserve { host, vm_generation, vm_incarnation, why } => {
+        MigrationEvent::Reserve { host, vm_generation, vm_incarnation, disk_bytes, why } => {
             reserve(draft, m, &vm, *host, *vm_generation, *vm_incarnation)?;
+            m.status.disk_bytes.clone_from(disk_bytes);
             m.status.chosen = why.as_deref().cloned();
         }
         MigrationEvent::Wait { reason, message } => say(m, reason, message),
@@ -45,7 +46,7 @@ pub(crate) fn step(draft: &mut Draft, id: MigrationId, event: &MigrationEvent) -
     if phase != m.status.phase {
         m.status.phase = phase;
         m.status.history.push((phase, draft.now()));
-        announce(draft, m);
+        announce(draft, m, &vm);
     }
     draft.put(migration);
     draft.put(vm);
@@ -191,7 +192,20 @@ fn arrived(
     Ok(())
 }
 
-fn announce(draft: &mut Draft, migration: &Migration) {
+/// What becomes of the files that the guest wrote to at paths of its old host.
+fn left_behind(state: &State, vm: &Vm, from: &str) -> String {
+    let incarnation = state.fence(vm.metadata.uid).source;
+    let one = |disk: &Disk| {
+        let path = disk.own_path()?;
+        let aside = Disk::left_behind(path, &vm.metadata.name, incarnation);
+        Some(format!(
+            "; {path} on {from} is out of date and becomes {aside}, or goes if a migration had made it"
+        ))
+    };
+    vm.spec.disks.iter().filter_map(one).collect()
+}
+
+fn announce(draft: &mut Draft, migration: &Migration, moved: &Vm) {
     let status = &migration.status;
     let vm = &migration.spec.vm_name;
     let to = status.to_name.as_ref().map_or("another host".to_owned(), ToString::to_string);
@@ -208,10 +222,11 @@ fn announce(draft: &mut Draft, migration: &Migration) {
         MigrationPhase::Done => match status.outcome {
             Some(MigrationOutcome::Moved) => {
                 let ms = status.figures.unwrap_or_default().downtime_ms;
+                let old = left_behind(&draft.state, moved, &from);
                 (
                     EventLevel::Normal,
                     "MigrationDone",
-                    format!("VM {vm} moved from {from} to {to}, downtime {ms} ms"),
+                    format!("VM {vm} moved from {from} to {to}, downtime {ms} ms{old}"),
                 )
             }
             Some(MigrationOutcome::Restarted) => (

@@ -86,6 +86,7 @@ fn event(state: &State, number: u64, pick: u8, other: u8) -> MigrationEvent {
             vm_generation: vm.map(|vm| vm.metadata.generation).unwrap_or_default(),
             vm_incarnation: vm.map(|vm| vm.status.incarnation).unwrap_or_default(),
             why: None,
+            disk_bytes: Default::default(),
         },
         3 => MigrationEvent::Wait { reason, message },
         4 | 5 => MigrationEvent::Ready { endpoint: Endpoint::default() },
@@ -111,6 +112,7 @@ fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
     match pick {
         0 => Write::CreateVm {
             uid: vm_id(vm),
+            own_uid: b % 2 == 0,
             name: format!("vm{vm}").parse().unwrap(),
             labels: labels(b),
             spec: spec(b),

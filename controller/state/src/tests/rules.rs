@@ -60,6 +60,7 @@ fn a_key_is_answered_once() {
         key: "k".to_owned(),
         write: Write::CreateVm {
             uid: vm_id(uid),
+            own_uid: false,
             name: name.parse().unwrap(),
             labels: Labels::new(),
             spec: VmSpec::new(64),
@@ -77,14 +78,46 @@ fn a_key_is_answered_once() {
     fleet.ok(&create(3, "b"));
 }
 
+/// A uid that a user chose is kept, refused while another VM has it, and after that VM is gone no incarnation of it is
+/// given out again: hosts remember the highest and refuse lower ones.
+#[test]
+fn a_chosen_uid_is_kept_and_its_incarnations_go_on() {
+    let mut fleet = Fleet::new(1);
+    let create = |name: &str| Write::CreateVm {
+        uid: vm_id(1),
+        own_uid: true,
+        name: name.parse().unwrap(),
+        labels: Labels::new(),
+        spec: VmSpec { power: Power::Running, ..VmSpec::new(64) },
+    };
+    fleet.write_ok(create("vm1"));
+    let first = bound_incarnation(&mut fleet);
+    let taken = format!("metadata.uid: {} is the uid of the vm vm1", vm_id(1));
+    says(&fleet.write_refused(create("vm2")), ErrorCode::AlreadyExists, &taken);
+    fleet.write_ok(Write::DeleteVm { uid: vm_id(1) });
+    fleet.ok(&Command::ForgetVm { vm: vm_id(1) });
+    fleet.write_ok(create("vm2"));
+    assert!(bound_incarnation(&mut fleet) > first);
+}
+
+fn bound_incarnation(fleet: &mut Fleet) -> dunlin_model::Incarnation {
+    fleet.bind(1, 0).unwrap();
+    fleet.state.vm(vm_id(1)).unwrap().status.incarnation
+}
+
 /// Unknown names are refused with near ones, stale revisions with the object as it is, bad fields by name.
 #[test]
 fn bad_writes_say_what_is_wrong() {
     let mut fleet = Fleet::new(2);
     let mut spec = VmSpec::new(64);
     spec.placement.host = Some("hO".parse().unwrap());
-    let create =
-        |spec| Write::CreateVm { uid: vm_id(1), name: "a".parse().unwrap(), labels: Labels::new(), spec };
+    let create = |spec| Write::CreateVm {
+        uid: vm_id(1),
+        own_uid: false,
+        name: "a".parse().unwrap(),
+        labels: Labels::new(),
+        spec,
+    };
     says(&fleet.write_refused(create(spec)), ErrorCode::NotFound, "did you mean h0, h1?");
     says(
         &fleet.write_refused(create(VmSpec::new(1))),
@@ -179,6 +212,7 @@ fn a_migration_hands_over_and_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         why: None,
+        disk_bytes: Default::default(),
     };
     says(&fleet.refused(&migrate(1, reserve(0))), ErrorCode::WrongState, "on that host already");
     fleet.ok(&migrate(1, reserve(1)));
@@ -213,6 +247,7 @@ fn a_migration_hands_over_and_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         why: None,
+        disk_bytes: Default::default(),
     };
     fleet.ok(&migrate(2, event));
     assert_eq!(fleet.state.migration(migration_id(2)).unwrap().status.incarnation, Incarnation(4));
@@ -233,6 +268,7 @@ fn a_removed_destination_hands_back() {
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
         why: None,
+        disk_bytes: Default::default(),
     };
     fleet.ok(&migrate(1, reserve));
     fleet.ok(&migrate(1, MigrationEvent::Ready { endpoint: Endpoint::default() }));

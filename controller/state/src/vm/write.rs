@@ -13,6 +13,7 @@ use crate::{Rejected, State, migration};
 pub(crate) fn create(
     draft: &mut Draft,
     uid: VmId,
+    own_uid: bool,
     name: &Name,
     labels: &Labels,
     spec: &VmSpec,
@@ -20,6 +21,9 @@ pub(crate) fn create(
     check_spec(&draft.state, spec)?;
     meta::validate_labels(labels)?;
     let metadata = draft.card::<Vm, _>(uid, uid.0, name, labels)?;
+    if own_uid {
+        super::skip_incarnations(draft, uid);
+    }
     let status = VmStatus { since: draft.now(), ..VmStatus::default() };
     let mut vm = Vm { metadata, spec: spec.clone(), status };
     keep_password(&mut vm.spec, None)?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::MachineType;
 use crate::invalid::in_range;
-use crate::{Invalid, Name, Secret};
+use crate::{Incarnation, Invalid, Name, Secret};
 
 /// Least and most size of an empty disk, MiB; the upper end is 64 TiB.
 pub const DISK_MIB: std::ops::RangeInclusive<u64> = 1..=64 << 20;
@@ -39,6 +39,22 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Its file, when the guest writes to one that somebody put at a path of its host alone.
+    #[must_use]
+    pub fn own_path(&self) -> Option<&str> {
+        match &self.source {
+            DiskSource::Path(path) if !self.shared && !self.read_only => Some(path),
+            _ => None,
+        }
+    }
+
+    /// What the file at `path` is called once the guest `vm` has left its host, having written to it last as
+    /// `incarnation`: it is out of date then, and must not be taken for the disk.
+    #[must_use]
+    pub fn left_behind(path: &str, vm: &Name, incarnation: Incarnation) -> String {
+        format!("{path}.stale-{vm}-{incarnation}")
+    }
+
     pub(super) fn validate(&self, machine: MachineType) -> Result<(), Invalid> {
         let fits = match self.bus {
             DiskBus::Virtio => true,

@@ -41,6 +41,9 @@ pub struct VmStatus {
     /// The host that has disks only it can reach; such a VM starts nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes_on: Option<HostId>,
+    /// The host it was last bound to, when it is bound to none: it keeps what the guest said on its serial console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_host: Option<HostId>,
     /// The only incarnation that may run. Raised by every start and every hand-over.
     pub incarnation: Incarnation,
     /// Set by a hand-back: the older incarnation whose process carries on as this one.

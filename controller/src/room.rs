@@ -1,0 +1,76 @@
+//! Free space under the data directory, kept back for what must not fail.
+//!
+//! DECISION: writes are refused before the disk is full, not when it is. The log engine cannot go on after a write that
+//! the file system refused (it fails for good, and the process has to start anew), so the last mebibytes belong to what
+//! the controllers write by themselves: votes, sessions of hosts, what became of guests.
+//!
+//! ```text
+//!   free:   plenty ... | IMAGE_RESERVE | WRITE_RESERVE | 0
+//!   images:   taken    |    refused    |    refused    |
+//!   writes:   taken    |     taken     |    refused, but for those that let go of something
+//!   the core, reads:                       taken       | the controller stops, and starts clean when there is room
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use dunlin_model::ErrorCode;
+use dunlin_proto::Fault;
+use dunlin_state::Write;
+
+/// Below this no user's write is taken, bytes: a snapshot of a large fleet and hours of the core's own writes.
+pub(crate) const WRITE_RESERVE_BYTES: u64 = 32 << 20;
+
+/// Below this no image's bytes are taken, bytes: an image that nearly fits must not be what ends all other writes.
+pub(crate) const IMAGE_RESERVE_BYTES: u64 = 2 * WRITE_RESERVE_BYTES;
+
+/// The file system of a data directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    dir: PathBuf,
+}
+
+impl Room {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Free for this process, bytes. None when the file system does not say: then nothing is refused.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.dir).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Is there so little left that nothing new should be kept?
+    pub(crate) fn is_short(&self) -> bool {
+        self.free_bytes().is_some_and(|free| free < IMAGE_RESERVE_BYTES)
+    }
+
+    /// Refuses a write that adds something while the reserve is touched.
+    pub(crate) fn admit(&self, write: &Write) -> Result<(), Fault> {
+        match self.free_bytes() {
+            Some(free) if free < WRITE_RESERVE_BYTES && !lets_go(write) => Err(Fault::new(
+                ErrorCode::NoCapacity,
+                format!(
+                    "the disk of the leading controller is full: {} has {} MiB free, writes need {}; make room there, \
+                     or delete images",
+                    self.dir.display(),
+                    free >> 20,
+                    WRITE_RESERVE_BYTES >> 20
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Does it end or remove something? That is how room is made.
+fn lets_go(write: &Write) -> bool {
+    matches!(
+        write,
+        Write::DeleteVm { .. }
+            | Write::DeleteImage { .. }
+            | Write::RemoveHost { .. }
+            | Write::CancelMigration { .. }
+            | Write::CancelTask { .. }
+    )
+}
