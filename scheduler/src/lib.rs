@@ -8,7 +8,11 @@
 //!
 //! decision::place   asks every host and says everything     Placer::place   the same host, whatever the fleet's size
 //! group             a batch, or a gang: all or none         make_room       moves that let a VM in
-//! simulate          replays traces with the same code
+//! simulate          replays arrivals with the same code   replay            a day of measured load
+//!
+//! balance           takes pain out, in waves              consolidate       empties hosts to switch off
+//! evacuate          empties hosts, with a proof           admit             can any k hosts fail?
+//! distrust, history what not to believe, not to repeat    ganeti            its format, its score, a search for it
 //! ```
 
 pub mod admit;
@@ -46,5 +50,7 @@ pub use snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 
 #[cfg(test)]
 mod place_tests;
+#[cfg(test)]
+mod plan_tests;
 #[cfg(test)]
 mod tests;

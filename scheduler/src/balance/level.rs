@@ -62,7 +62,7 @@ pub const LEVELS: [Thresholds; 5] = [
     },
     Thresholds {
         name: "foresight",
-        start_ppm: 10_000,
+        start_ppm: 6_000,
         stop_ppm: 3_000,
         gain_percent: 400,
         horizon_s: 900,

@@ -59,6 +59,8 @@ pub struct Report {
     pub demand_cpu_s: u64,
     /// CPU time that was wanted and not there, the price of moves included, s.
     pub unmet_cpu_s: u64,
+    /// The part of it that fell into the first slot, before any rule had seen anything, s.
+    pub unseen_cpu_s: u64,
     /// The part of it that was the price of moves: blackouts and slow-downs, s.
     pub moving_cpu_s: u64,
     /// VMs that were moved, each time counted.
@@ -92,6 +94,9 @@ pub fn replay(fleet: &Snapshot, series: &Series, rule: Rule, budgets: &Budgets) 
     for slot in 0..slots {
         play.want(series, slot);
         play.run();
+        if slot == 0 {
+            play.unseen = play.unmet;
+        }
         play.read();
         if slot + 1 < slots {
             play.decide(rule);
@@ -125,6 +130,7 @@ struct Play {
     /// In thousandths of CPU-milliseconds.
     demand: u128,
     unmet: u128,
+    unseen: u128,
     moving: u128,
     hosts: u128,
     minutes: u128,
@@ -147,6 +153,7 @@ impl Play {
             before: BTreeMap::new(),
             demand: 0,
             unmet: 0,
+            unseen: 0,
             moving: 0,
             hosts: 0,
             minutes: 0,
@@ -312,6 +319,7 @@ impl Play {
         let seconds = |sum: u128| u64::try_from(sum / 1_000_000).unwrap_or(u64::MAX);
         self.report.demand_cpu_s = seconds(self.demand);
         self.report.unmet_cpu_s = seconds(self.unmet);
+        self.report.unseen_cpu_s = seconds(self.unseen);
         self.report.moving_cpu_s = seconds(self.moving);
         let hosts = self.hosts * 1_000 / self.minutes.max(1);
         self.report.hosts_milli = u64::try_from(hosts).unwrap_or(u64::MAX);

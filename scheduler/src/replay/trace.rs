@@ -19,8 +19,11 @@ pub const DAY_SLOTS: usize = 288;
 /// A day counts when at least so many of its slots were measured: the others repeat what came before.
 const MEASURED_SLOTS_MIN: usize = 260;
 
-/// Longest time one sample may stand for, ms: a day. Longer ones are gaps.
-const SAMPLE_MS_MAX: u64 = 86_400_000;
+/// Longest time one sample may claim to stand for, ms: a quarter of a year.
+const SAMPLE_MS_MAX: u64 = 90 * 86_400_000;
+
+/// Longest time one sample is believed to stand for, ms: an hour. What a longer one covers was not measured.
+const BELIEVED_MS_MAX: u64 = 3_600_000;
 
 /// vCPUs of a VM.
 const CPUS_MAX: u64 = 4_096;
@@ -84,6 +87,7 @@ impl LoadTrace {
             let cpu_milli = u128::from(used) * u128::from(vm.cpus) * 1_000 / u128::from((*mhz_milli).max(1));
             let cpu_milli = u32::try_from(cpu_milli).unwrap_or(u32::MAX);
             let slots = series.entry(*at).or_default();
+            let duration_ms = if duration_ms > BELIEVED_MS_MAX { SLOT_MS } else { duration_ms };
             let (first, last) =
                 ((end_s * 1_000).saturating_sub(duration_ms) / SLOT_MS, end_s * 1_000 / SLOT_MS);
             slots.extend((first..last.max(first + 1)).map(|slot| (slot, cpu_milli)));
