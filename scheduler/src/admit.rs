@@ -92,8 +92,9 @@ pub struct Gap {
 /// Can any `failures` hosts fail at once?
 #[must_use]
 pub fn admit(snapshot: &Snapshot, failures: u32) -> Admission {
-    let hosts: Vec<HostIdx> =
-        snapshot.hosts().map(|(host, _)| host).filter(|host| !snapshot.room(*host).vms.is_empty()).collect();
+    // A host without VMs counts, too: when it fails, what it could have taken goes elsewhere.
+    let counts = |host: &HostIdx| is_open(snapshot, *host) || !snapshot.room(*host).vms.is_empty();
+    let hosts: Vec<HostIdx> = snapshot.hosts().map(|(host, _)| host).filter(counts).collect();
     let size = usize::try_from(failures).unwrap_or(usize::MAX).min(hosts.len());
     let mut admission = Admission {
         revision: snapshot.revision,
@@ -131,7 +132,7 @@ fn try_all(snapshot: &Snapshot, hosts: &[HostIdx], size: usize, admission: &mut 
         let found = table.assign();
         fleet = table.restore();
         if found.certainty == Certainty::Fits {
-            if size == 1 {
+            if size == 1 && !found.seats.is_empty() {
                 let start = |(vm, seat): &(VmIdx, crate::snapshot::Seat)| {
                     (snapshot.vm(*vm).uid, snapshot.host(seat.host).uid)
                 };
@@ -182,7 +183,7 @@ fn try_fullest(snapshot: &Snapshot, mut hosts: Vec<HostIdx>, size: usize, gaps: 
 }
 
 /// Do slots prove that any `size` hosts can fail?
-fn slots_suffice(snapshot: &Snapshot, size: usize) -> bool {
+pub(crate) fn slots_suffice(snapshot: &Snapshot, size: usize) -> bool {
     let mut profiles: Vec<(u32, ProfileIdx)> =
         snapshot.mix().map(|(profile, count)| (count, profile)).collect();
     profiles.sort_unstable_by_key(|(count, profile)| (std::cmp::Reverse(*count), *profile));

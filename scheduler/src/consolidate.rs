@@ -138,7 +138,7 @@ fn empty(
         match found {
             Ok(choice) => {
                 cost_cpu_ms += choice.cost.cpu_ms;
-                search.board.carry(choice.vm, choice.seat);
+                search.carry(&choice);
                 choices.push(choice);
             }
             Err((why, what)) => {
@@ -203,7 +203,7 @@ fn undo(search: &mut Search, victim: HostIdx, choices: &[Choice]) {
     for choice in choices.iter().rev() {
         // The seat it had may have been on particular NUMA nodes; it fits them again, since all that came has left.
         if let Some(seat) = seat(&search.board.fleet, Step { vm: choice.vm, to: victim }) {
-            search.board.carry(choice.vm, seat);
+            search.carry_back(choice.vm, seat);
         }
     }
 }

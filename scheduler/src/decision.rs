@@ -92,12 +92,18 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// What a group of hosts was refused for.
+type Cause = (Reason, String);
+
+/// How many they are, and the most that one of them has left of what is short, with its unit.
+type Size = (u32, Option<(u64, &'static str)>);
+
 /// Chooses a host for one VM by asking every host, and says everything about it. The same snapshot and request give the
 /// same answer; among equals the host with the lower index wins. [`Placer`](crate::Placer) gives the same host at a
 /// cost that does not grow with the fleet.
 #[must_use]
 pub fn place(snapshot: &Snapshot, request: &Request) -> Decision {
-    let mut groups: BTreeMap<(Reason, String), (u32, Option<(u64, &'static str)>)> = BTreeMap::new();
+    let mut groups: BTreeMap<Cause, Size> = BTreeMap::new();
     let mut best: [Option<(u64, HostIdx)>; 2] = [None, None];
     let mut fitting = 0;
     for (host, _) in snapshot.hosts() {
@@ -137,9 +143,7 @@ pub fn scored(snapshot: &Snapshot, request: &Request, (score, host): (u64, HostI
     Some(Scored { host: row.uid, name: row.name.clone(), score, terms, seat })
 }
 
-fn grouped(
-    ((reason, text), (hosts, left)): ((Reason, String), (u32, Option<(u64, &'static str)>)),
-) -> Refusal {
+fn grouped(((reason, text), (hosts, left)): (Cause, Size)) -> Refusal {
     let text = left.map_or(text.clone(), |(left, unit)| format!("{text}{left}{unit})"));
     Refusal { reason, hosts, text }
 }

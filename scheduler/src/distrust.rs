@@ -234,3 +234,73 @@ fn toward(mean: u64, value: u64, window_ms: u64, memory_ms: u64) -> u64 {
     };
     if value >= mean { mean + part(value - mean) } else { mean - part(mean - value) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(mean: u64, peak: u64, sampled_ms: u64) -> Load {
+        Load { cpu_mean_milli: mean, cpu_peak_milli: peak, sampled_ms, ..Load::default() }
+    }
+
+    /// Stale, missing and impossible loads are refused, each for its reason.
+    #[test]
+    fn each_doubt_has_its_name() {
+        let now = 10 * AGE_MS_MAX;
+        let check = |load: Option<Load>, promised, expected: Result<(), Doubt>| {
+            assert_eq!(judge(load.as_ref(), promised, now).map(|_| ()), expected);
+        };
+        check(Some(load(1_000, 2_000, now)), 2_000, Ok(()));
+        check(None, 2_000, Err(Doubt::Missing));
+        check(Some(load(1_000, 2_000, now - AGE_MS_MAX - 1)), 2_000, Err(Doubt::Stale));
+        check(Some(load(1_000, 2_000, now + AGE_MS_MAX + 1)), 2_000, Err(Doubt::Future));
+        check(Some(load(0, 0, now)), 0, Err(Doubt::NoCpus));
+        check(Some(load(2_000, 9_000, now)), 2_000, Err(Doubt::Impossible));
+        check(Some(load(u64::MAX, u64::MAX, now)), 2_000, Err(Doubt::Impossible));
+        check(Some(load(1_500, 1_000, now)), 2_000, Err(Doubt::Inconsistent));
+        let unmet = Load { cpu_unmet_milli: u64::MAX, ..load(1, 1, now) };
+        check(Some(unmet), 2_000, Err(Doubt::Impossible));
+    }
+
+    /// A meter learns what is steady, quarantines what cannot be, and believes a jump only when it is told again.
+    #[test]
+    fn a_meter_believes_a_jump_the_second_time() {
+        let mut meter = Meter::default();
+        let mut reading = Reading::default();
+        let mut tell = |meter: &mut Meter, milli: u64| {
+            reading.at_ms += 60_000;
+            reading.cpu_ms += milli * 60;
+            meter.read(reading, 64_000)
+        };
+        assert_eq!(tell(&mut meter, 10), Err(Doubt::Missing));
+        for _ in 0..5 {
+            assert_eq!(tell(&mut meter, 10).unwrap().cpu_mean_milli, 10);
+        }
+        assert_eq!(tell(&mut meter, 32_000), Err(Doubt::Jump));
+        assert_eq!(meter.load().unwrap().cpu_mean_milli, 10);
+        let load = tell(&mut meter, 32_000).unwrap();
+        assert_eq!((load.cpu_peak_milli, load.cpu_mean_milli > 1_000), (32_000, true));
+        assert_eq!(tell(&mut meter, 900_000), Err(Doubt::Impossible));
+        assert_eq!(meter.quarantined(), 2);
+        // The counter ran backwards: the process was replaced.
+        reading.at_ms += 60_000;
+        reading.cpu_ms = 0;
+        assert_eq!(meter.read(reading, 64_000), Err(Doubt::Backwards));
+        assert_eq!(meter.read(reading, 64_000), Err(Doubt::Window));
+    }
+
+    proptest::proptest! {
+        /// No reading breaks a meter, and whatever it says could be.
+        #[test]
+        fn no_reading_breaks_a_meter(readings: Vec<(u64, u64, u64)>, promised in 0_u64..1 << 40) {
+            let mut meter = Meter::default();
+            for (at_ms, cpu_ms, wait_ms) in readings {
+                let reading = Reading { at_ms, cpu_ms, wait_ms, ..Reading::default() };
+                if let Ok(load) = meter.read(reading, promised) {
+                    proptest::prop_assert!(load.cpu_mean_milli <= load.cpu_peak_milli);
+                    proptest::prop_assert!(judge(Some(&load), promised, at_ms).is_ok());
+                }
+            }
+        }
+    }
+}

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::balance::cost::cost;
 use crate::budget::Budgets;
 use crate::decision;
+use crate::distrust;
 use crate::filter;
 use crate::request::Request;
 use crate::snapshot::{HostIdx, Level, Load, Seat, Snapshot, VmIdx, Want};
@@ -132,8 +133,9 @@ pub fn evacuate(snapshot: &Snapshot, hosts: &[HostIdx], budgets: &Budgets) -> Ev
         ..misfit(snapshot, hosts, step.vm, Way::Alive)
     }));
     let certainty = match found.certainty {
-        Certainty::Fits if !planned.stuck.is_empty() => Certainty::NotFound,
-        other => other,
+        // Another assignment might need no such exchange.
+        _ if !planned.stuck.is_empty() => Certainty::NotFound,
+        certainty => certainty,
     };
     let link = budgets.link();
     let waves = planned.waves.iter().map(|wave| {
@@ -146,7 +148,8 @@ pub fn evacuate(snapshot: &Snapshot, hosts: &[HostIdx], budgets: &Budgets) -> Ev
 
 fn evacuee(snapshot: &Snapshot, step: Step, seat: Seat, link: &crate::balance::cost::Link) -> Evacuee {
     let row = snapshot.vm(step.vm);
-    let load = row.load.unwrap_or(Load::default());
+    let promised = snapshot.profile(row.profile).amounts.cpu_milli;
+    let load = distrust::judge(row.load.as_ref(), promised, snapshot.now_ms).copied().unwrap_or_default();
     // What does not converge by itself is throttled until it does; twice its memory is a fair guess.
     let took_ms = cost(snapshot, step.vm, &load, link).map_or_else(
         || cost(snapshot, step.vm, &Load::default(), link).map_or(0, |cost| 2 * cost.took_ms),

@@ -26,7 +26,7 @@ pub fn batch(snapshot: &mut Snapshot, placer: &mut Placer, requests: &[Request])
         return seats;
     }
     for bundle in bundles(snapshot, requests) {
-        let together = bundle.len() > 1 && share_host(snapshot, placer, requests, &bundle, &mut seats);
+        let together = bundle.len() > 1 && share_host(snapshot, requests, &bundle, &mut seats);
         if !together {
             for at in bundle {
                 seats[at] = place_one(snapshot, placer, &requests[at]);
@@ -102,10 +102,9 @@ fn weight(snapshot: &Snapshot, amounts: Amounts) -> u64 {
     shares.map(|((_, part), (_, whole))| part.saturating_mul(1_000) / whole.max(1)).max().unwrap_or(0)
 }
 
-/// Puts a bundle on one host. False, and nothing is changed, when no host takes all of it.
+/// Puts a bundle on one host. False, and nothing is changed, when none of those tried takes all of it.
 fn share_host(
     snapshot: &mut Snapshot,
-    placer: &mut Placer,
     requests: &[Request],
     bundle: &[usize],
     seats: &mut [Option<Seat>],
@@ -119,7 +118,6 @@ fn share_host(
         }
     }
     hosts.sort_unstable_by_key(|(score, host)| (std::cmp::Reverse(*score), *host));
-    let _ = placer;
     hosts
         .iter()
         .take(SHARED_HOSTS_MAX)

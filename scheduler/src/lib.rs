@@ -51,4 +51,6 @@ pub use snapshot::{HostIdx, Seat, Snapshot, VmIdx};
 #[cfg(test)]
 mod place_tests;
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
 mod tests;

@@ -12,7 +12,8 @@ use crate::request::Request;
 use crate::score::seat;
 use crate::snapshot::{Amounts, HostIdx, Numa, Seat, Snapshot, VmIdx};
 
-/// What a move costs beside the bytes it sends, as MiB: the blackout, and the work of two hosts to set it up.
+/// What a move costs beside the bytes it sends, as MiB, unless it is said: the blackout, and the work of two hosts to set
+/// it up, take about as long as sending a GiB.
 pub const MOVE_OVERHEAD_MIB: u64 = 1_024;
 
 /// How far to look.
@@ -24,12 +25,14 @@ pub struct Bounds {
     pub hosts_max: u32,
     /// Most that the moves of a plan may cost, MiB.
     pub cost_max_mib: u64,
+    /// What a move costs beside the bytes it sends, as MiB. Much of it makes for few moves, none for few bytes.
+    pub overhead_mib: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         // More moves than this for one VM are a rebuild of the fleet, and nobody waits for it.
-        Self { moves_max: 16, hosts_max: 64, cost_max_mib: u64::MAX }
+        Self { moves_max: 16, hosts_max: 64, cost_max_mib: u64::MAX, overhead_mib: MOVE_OVERHEAD_MIB }
     }
 }
 
@@ -55,13 +58,13 @@ pub struct RoomMove {
     pub to: Seat,
 }
 
-/// What moving a VM costs, MiB: its memory, the disks it takes along, and the overhead.
+/// What moving a VM sends, MiB: its memory, and the disks it takes along.
 #[must_use]
-pub fn move_cost_mib(snapshot: &Snapshot, vm: VmIdx) -> u64 {
+pub fn move_bytes_mib(snapshot: &Snapshot, vm: VmIdx) -> u64 {
     let row = snapshot.vm(vm);
     let amounts = snapshot.profile(row.profile).amounts;
     let memory = row.load.map_or(amounts.mem_mib, |load| load.mem_mib.min(amounts.mem_mib));
-    memory + amounts.huge_mib + row.local_disk_mib + MOVE_OVERHEAD_MIB
+    memory + amounts.huge_mib + row.local_disk_mib
 }
 
 /// The cheapest plan found. The snapshot is as before afterwards. None when none was found within the bounds.
@@ -75,9 +78,9 @@ pub fn make_room(
     let hosts = short_of_room(snapshot, request);
     for (_, host) in hosts.into_iter().take(bounds.hosts_max as usize) {
         let cost_max_mib = best.as_ref().map_or(bounds.cost_max_mib, |best| best.cost_mib - 1);
-        let mut trial = Trial { snapshot, placer, request, host, moves: Vec::new(), cost_mib: 0 };
+        let mut trial = Trial { snapshot, placer, request, host, bounds, moves: Vec::new(), cost_mib: 0 };
         for nodes in trial.aims() {
-            if let Some(plan) = trial.plan(nodes, bounds.moves_max, cost_max_mib)
+            if let Some(plan) = trial.plan(nodes, cost_max_mib)
                 && best.as_ref().is_none_or(|best| plan.cost_mib < best.cost_mib)
             {
                 best = Some(plan);
@@ -112,6 +115,7 @@ struct Trial<'a> {
     placer: &'a mut Placer,
     request: &'a Request,
     host: HostIdx,
+    bounds: &'a Bounds,
     moves: Vec<RoomMove>,
     cost_mib: u64,
 }
@@ -126,14 +130,18 @@ impl Trial<'_> {
         vec![None]
     }
 
-    fn plan(&mut self, node: Option<usize>, moves_max: u32, cost_max_mib: u64) -> Option<RoomPlan> {
+    fn cost(&self, vm: VmIdx) -> u64 {
+        (move_bytes_mib(self.snapshot, vm) + self.bounds.overhead_mib).max(1)
+    }
+
+    fn plan(&mut self, node: Option<usize>, cost_max_mib: u64) -> Option<RoomPlan> {
         let mut stuck: Vec<VmIdx> = Vec::new();
         while refuse(self.snapshot, self.request, self.host).is_some() {
-            if self.moves.len() >= moves_max as usize {
+            if self.moves.len() >= self.bounds.moves_max as usize {
                 return None;
             }
             let victim = self.victim(node, &stuck)?;
-            let cost = move_cost_mib(self.snapshot, victim);
+            let cost = self.cost(victim);
             if self.cost_mib + cost > cost_max_mib || !self.send_away(victim) {
                 stuck.push(victim);
                 continue;
@@ -175,7 +183,7 @@ impl Trial<'_> {
             if gain == 0 {
                 continue;
             }
-            let cost = move_cost_mib(self.snapshot, vm);
+            let cost = self.cost(vm);
             let all = left == 0;
             // What covers everything is judged by its cost alone, the rest by gain for cost.
             let merit = if all { u64::MAX - cost } else { gain.saturating_mul(1_000) / cost };
@@ -198,14 +206,14 @@ impl Trial<'_> {
     /// Takes back moves that turned out not to be needed, the dearest first.
     fn prune(&mut self) {
         let mut dear: Vec<RoomMove> = self.moves.clone();
-        dear.sort_by_key(|step| std::cmp::Reverse(move_cost_mib(self.snapshot, step.vm)));
+        dear.sort_by_key(|step| std::cmp::Reverse(self.cost(step.vm)));
         for step in dear {
             self.snapshot.put(step.vm, step.from);
             let needed = refuse(self.snapshot, self.request, self.host).is_some();
             if needed {
                 self.snapshot.put(step.vm, step.to);
             } else {
-                self.cost_mib -= move_cost_mib(self.snapshot, step.vm);
+                self.cost_mib -= self.cost(step.vm);
                 self.moves.retain(|kept| kept.vm != step.vm);
             }
         }

@@ -4,6 +4,8 @@
 //! snapshot costs one evaluation per profile, when that profile is next asked for. What depends on other VMs (ties) is
 //! asked of the few hosts that are looked at. Refuses to change the snapshot.
 //!
+//! Profiles that ask for the same room share that (`Snapshot::shapes`); their facts are asked per class of hosts (the sieve).
+//!
 //! ```text
 //! place(request)
 //!   pinned, or bound to a place  -> ask those hosts
@@ -13,16 +15,18 @@
 //! ```
 
 mod best;
+mod sieve;
 mod standing;
 
 use std::collections::BTreeMap;
 
 use crate::decision::{Decision, Refusal, place as ask_all, scored};
-use crate::filter::{ASKED, Reason, TIES, refuse, refuse_by};
+use crate::filter::{ASKED, FIT, Reason, TIES, refuse, refuse_by};
 use crate::request::Request;
 use crate::score::{passing, passing_rest_max, seat, standing as standing_of};
-use crate::snapshot::{HostIdx, Level, ProfileIdx, Role, Seat, Snapshot, Want};
+use crate::snapshot::{HostIdx, Level, Place, ProfileIdx, Role, Seat, Snapshot, Want};
 use best::BestFirst;
+use sieve::Sieve;
 use standing::Standing;
 
 /// Cells of all profiles together, 4 bytes each: 64 MiB. Past that the profile unused for longest is forgotten.
@@ -31,10 +35,15 @@ const CELLS_MAX: usize = 16 << 20;
 /// Profiles kept however large the fleet is: fewer would be rebuilt at every turn of a small mix.
 const PROFILES_MIN: usize = 16;
 
+/// Profiles whose classes are kept: each is a byte for each class of hosts. Past that all are worked out anew.
+const SIEVES_MAX: usize = 4_096;
+
 /// Finds the best host. Keeps what it has learnt of one snapshot; given another, it learns anew.
 #[derive(Clone, Debug, Default)]
 pub struct Placer {
-    standings: BTreeMap<ProfileIdx, Standing>,
+    /// By profile, and whether facts are left to sieves.
+    standings: BTreeMap<(ProfileIdx, bool), Standing>,
+    sieves: BTreeMap<ProfileIdx, Sieve>,
     clock: u64,
 }
 
@@ -56,6 +65,10 @@ impl Podium {
         let beats = |other: Option<(u64, HostIdx)>| {
             other.is_none_or(|(best, at)| score > best || (score == best && host < at))
         };
+        // A host that stands in two of the places looked at enters once.
+        if self.0.iter().flatten().any(|(_, at)| *at == host) {
+            return;
+        }
         if beats(self.0[0]) {
             self.0 = [Some((score, host)), self.0[0]];
         } else if beats(self.0[1]) {
@@ -89,7 +102,8 @@ impl Placer {
         if found[0].is_none() || !request.pins.is_empty() {
             return ask_all(snapshot, request);
         }
-        let standing = self.standing(snapshot, request.profile);
+        self.follow(snapshot, (request.profile, false));
+        let standing = &self.standings[&(request.profile, false)];
         let mut removed = standing.removed();
         for host in request.from.iter().chain(&request.closed) {
             let Some(reason) = refuse_by(ASKED, snapshot, request, *host) else { continue };
@@ -112,68 +126,46 @@ impl Placer {
     }
 
     fn find(&mut self, snapshot: &Snapshot, request: &Request, wanted: usize) -> Podium {
-        let mut podium = Podium::default();
         if let Some(hosts) = few(snapshot, request) {
-            for host in hosts {
-                if refuse(snapshot, request, host).is_none() {
-                    let standing = standing_of(snapshot, snapshot.weights(), request.profile, host);
-                    podium.enter(standing + passing(snapshot, request, host), host);
-                }
-            }
-            return podium;
+            return ask_each(snapshot, request, &hosts);
         }
-        let standing = self.standing(snapshot, request.profile);
-        let lonely =
-            snapshot.ties(request.ties).labels.is_empty() && snapshot.ties(request.ties).rules.is_empty();
-        let free = lonely && request.from.is_none() && request.closed.is_empty();
-        if free && wanted == 1 {
-            podium.0[0] = standing.best();
-            return podium;
+        if self.sieves.len() >= SIEVES_MAX {
+            self.sieves.clear();
         }
-        let allowed = |host: HostIdx| {
-            refuse_by(ASKED, snapshot, request, host).is_none()
-                && (lonely || refuse_by(TIES, snapshot, request, host).is_none())
+        let sieve = self.sieves.entry(request.profile).or_default();
+        sieve.follow(snapshot, request.profile);
+        let broad = sieve.is_broad();
+        // A shape that floats is shared where there is one; its own is quicker where all are tied to nodes.
+        let [own, floating] = snapshot.shapes(request.profile);
+        let shape = if self.standings.contains_key(&(floating, true)) { floating } else { own };
+        let key = (if broad { shape } else { request.profile }, broad);
+        self.follow(snapshot, key);
+        let search = Search {
+            snapshot,
+            request,
+            standing: &self.standings[&key],
+            sieve: &self.sieves[&request.profile],
+            tied: !snapshot.ties(request.ties).is_empty(),
+            floats: snapshot.profile(key.0).numa != snapshot.profile(request.profile).numa,
+            special: spoken_for(snapshot, request),
         };
-        let special = spoken_for(snapshot, request);
-        for host in &special {
-            if let Some(score) = standing.score(*host).filter(|_| allowed(*host)) {
-                podium.enter(score + passing(snapshot, request, *host), *host);
-            }
-        }
-        let rest_max = passing_rest_max(snapshot, request);
-        for (score, host) in BestFirst::new(standing) {
-            if podium.bar(wanted).is_some_and(|(bar, _)| score + rest_max < bar) {
-                break;
-            }
-            if special.binary_search(&host).is_ok() || !allowed(host) {
-                continue;
-            }
-            let extra = passing(snapshot, request, host);
-            podium.enter(score + extra, host);
-            let reached = |(bar, at): (u64, HostIdx)| bar >= score + rest_max && at <= host;
-            if extra == rest_max && podium.bar(wanted).is_some_and(reached) {
-                break;
-            }
-        }
-        podium
+        search.run(wanted)
     }
 
-    /// What every host is worth to a profile, as of now.
-    fn standing(&mut self, snapshot: &Snapshot, profile: ProfileIdx) -> &Standing {
+    /// Brings what every host is worth to a profile up to now.
+    fn follow(&mut self, snapshot: &Snapshot, key: (ProfileIdx, bool)) {
         self.clock += 1;
-        if !self.standings.contains_key(&profile) {
+        if !self.standings.contains_key(&key) {
             self.forget(snapshot.host_slots());
         }
-        let standing = self.standings.entry(profile).or_insert_with(|| Standing::new(profile));
+        let standing = self.standings.entry(key).or_insert_with(|| Standing::new(key.0, key.1));
         standing.catch_up(snapshot, self.clock);
-        standing
     }
 
     fn forget(&mut self, slots: usize) {
         let room = (CELLS_MAX / slots.max(1)).max(PROFILES_MIN);
         while self.standings.len() >= room {
-            let oldest =
-                self.standings.values().min_by_key(|standing| standing.used()).map(Standing::profile);
+            let oldest = self.standings.values().min_by_key(|standing| standing.used()).map(Standing::key);
             if let Some(oldest) = oldest {
                 self.standings.remove(&oldest);
             }
@@ -204,22 +196,130 @@ fn few(snapshot: &Snapshot, request: &Request) -> Option<Vec<HostIdx>> {
     None
 }
 
-/// Hosts that soft rules single out, sorted: in the host or rack of a VM one of them names, and in the rack of the source.
-fn spoken_for(snapshot: &Snapshot, request: &Request) -> Vec<HostIdx> {
-    let mut hosts = Vec::new();
-    let mut add = |level, place| hosts.extend_from_slice(snapshot.members(level, place));
-    for rule in
-        snapshot.ties(request.ties).rules.iter().filter(|rule| !rule.is_hard() && rule.level != Level::Zone)
-    {
+/// Places that soft rules single out, sorted: the host or rack of each VM that one of them names, the rack of the source.
+fn spoken_for(snapshot: &Snapshot, request: &Request) -> Vec<Place> {
+    let mut places = Vec::new();
+    let soft = snapshot.ties(request.ties).rules.iter().filter(|rule| !rule.is_hard());
+    for rule in soft.filter(|rule| rule.level != Level::Zone) {
         let carriers = snapshot.presence().of(Role::Carrier, rule.label);
-        carriers.places(rule.level).for_each(|(place, _)| add(rule.level, place));
+        places.extend(carriers.places(rule.level).map(|(place, _)| (rule.level, place)));
     }
-    if let Some(from) = request.from {
-        add(Level::Rack, snapshot.place(Level::Rack, from).1);
+    places.extend(request.from.map(|from| snapshot.place(Level::Rack, from)));
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// Asks these hosts, and no other.
+fn ask_each(snapshot: &Snapshot, request: &Request, hosts: &[HostIdx]) -> Podium {
+    let mut podium = Podium::default();
+    for host in hosts.iter().copied().filter(|host| refuse(snapshot, request, *host).is_none()) {
+        let standing = standing_of(snapshot, snapshot.weights(), request.profile, host);
+        podium.enter(standing + passing(snapshot, request, host), host);
     }
-    hosts.sort_unstable();
-    hosts.dedup();
-    hosts
+    podium
+}
+
+/// The search for one request, over what is known of its profile.
+struct Search<'a> {
+    snapshot: &'a Snapshot,
+    request: &'a Request,
+    standing: &'a Standing,
+    sieve: &'a Sieve,
+    tied: bool,
+    /// Its nodes are not in the standing.
+    floats: bool,
+    special: Vec<Place>,
+}
+
+impl Search<'_> {
+    fn allowed(&self, host: HostIdx) -> bool {
+        self.sieve.passes(self.snapshot.host(host).class)
+            && refuse_by(ASKED, self.snapshot, self.request, host).is_none()
+            && (!self.floats || refuse_by(FIT, self.snapshot, self.request, host).is_none())
+            && (!self.tied || refuse_by(TIES, self.snapshot, self.request, host).is_none())
+    }
+
+    fn is_special(&self, host: HostIdx) -> bool {
+        let in_place = |level| self.special.binary_search(&self.snapshot.place(level, host)).is_ok();
+        !self.special.is_empty() && (in_place(Level::Host) || in_place(Level::Rack))
+    }
+
+    fn run(&self, wanted: usize) -> Podium {
+        let (snapshot, request) = (self.snapshot, self.request);
+        let mut podium = Podium::default();
+        let plain = !self.tied && request.from.is_none() && request.closed.is_empty();
+        let first = self.standing.best();
+        if plain && wanted == 1 && first.is_none_or(|(_, host)| self.allowed(host)) {
+            podium.0[0] = first;
+            return podium;
+        }
+        self.special.iter().for_each(|place| self.enter_place(*place, wanted, &mut podium));
+        let rest_max = passing_rest_max(snapshot, request);
+        let Some((top, first)) = first else { return podium };
+        if podium.bar(wanted).is_some_and(|(bar, _)| top + rest_max < bar) {
+            return podium;
+        }
+        // Mostly the very first of the rest decides; only when it does not is their order worked out.
+        let decides = || !self.is_special(first) && self.allowed(first);
+        if wanted == 1 && decides() && passing(snapshot, request, first) == rest_max {
+            podium.enter(top + rest_max, first);
+            return podium;
+        }
+        self.enter_rest(rest_max, wanted, &mut podium);
+        podium
+    }
+
+    /// Enters those no soft rule singles out, best standing first, until no later one can matter.
+    fn enter_rest(&self, rest_max: u64, wanted: usize, podium: &mut Podium) {
+        for (score, host) in BestFirst::new(self.standing) {
+            if podium.bar(wanted).is_some_and(|(bar, _)| score + rest_max < bar) {
+                break;
+            }
+            if self.is_special(host) || !self.allowed(host) {
+                continue;
+            }
+            let extra = passing(self.snapshot, self.request, host);
+            podium.enter(score + extra, host);
+            let reached = |(bar, at): (u64, HostIdx)| bar >= score + rest_max && at <= host;
+            if extra == rest_max && podium.bar(wanted).is_some_and(reached) {
+                break;
+            }
+        }
+    }
+
+    /// Enters the hosts of a place. Where all of them have the same wishes met, only its best.
+    fn enter_place(&self, (level, place): Place, wanted: usize, podium: &mut Podium) {
+        let (snapshot, request) = (self.snapshot, self.request);
+        let members = snapshot.members(level, place);
+        let mut soft = snapshot.ties(request.ties).rules.iter().filter(|rule| !rule.is_hard());
+        let alike =
+            level == Level::Rack && request.from.is_none() && soft.all(|rule| rule.level == Level::Rack);
+        let Some(first) = members.first().filter(|_| alike) else {
+            for host in members {
+                if let Some(score) = self.standing.score(*host).filter(|_| self.allowed(*host)) {
+                    podium.enter(score + passing(snapshot, request, *host), *host);
+                }
+            }
+            return;
+        };
+        let extra = passing(snapshot, request, *first);
+        let order = |(score, host): (u64, HostIdx)| (score, std::cmp::Reverse(host));
+        let mut last = None;
+        for _ in 0..members.len() {
+            let scored = members.iter().filter_map(|host| Some((self.standing.score(*host)?, *host)));
+            let after = scored.filter(|next| last.is_none_or(|last| order(*next) < order(last)));
+            let Some(next) = after.max_by_key(|next| order(*next)) else { return };
+            let lost = |bar: (u64, HostIdx)| order((next.0 + extra, next.1)) < order(bar);
+            if podium.bar(wanted).is_some_and(lost) {
+                return;
+            }
+            if self.allowed(next.1) {
+                podium.enter(next.0 + extra, next.1);
+            }
+            last = Some(next);
+        }
+    }
 }
 
 /// Why a group of hosts was removed, without the figures.

@@ -1,5 +1,7 @@
 //! Placement over random fleets, and golden fleets in a few words.
 
+#![allow(clippy::cast_possible_truncation)] // Draws are small.
+
 use proptest::prelude::*;
 
 use crate::group::{batch, gang};
@@ -57,7 +59,9 @@ fn ask(snapshot: &mut Snapshot, text: &str) -> Request {
 }
 
 fn policy(number: u64) -> Policy {
-    [Policy::spread(), Policy::pack(), Policy::power_saving()][number as usize % 3].clone()
+    let mut nodes = Policy::pack();
+    nodes.weights.insert(crate::Term::WholeNodes, 5);
+    [Policy::spread(), Policy::pack(), Policy::power_saving(), nodes][number as usize % 4].clone()
 }
 
 fn seated(snapshot: &Snapshot) -> Vec<VmIdx> {
@@ -73,7 +77,7 @@ proptest! {
     fn the_index_decides_as_a_full_scan(seed: u64, hosts in 1_u64..150, steps in 1_usize..120) {
         let mut draw = Draw(seed);
         let text = random_fleet(&mut draw, hosts);
-        let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(draw.next())).unwrap();
+        let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(draw.number())).unwrap();
         let mut placer = Placer::new();
         for _ in 0..steps {
             let there = seated(&snapshot);
@@ -98,7 +102,7 @@ proptest! {
                         snapshot.update_host(host, &entry);
                     }
                 }
-                3 => snapshot.set_policy(policy(draw.next())),
+                3 => snapshot.set_policy(policy(draw.number())),
                 _ => {
                     let request = ask(&mut snapshot, &random_demand(&mut draw));
                     let (full, fast) = (place(&snapshot, &request), placer.place(&snapshot, &request));
@@ -127,7 +131,7 @@ proptest! {
         let mut draw = Draw(seed);
         let text = random_fleet(&mut draw, hosts);
         let more = format!("{text}host extra cpus=16 mem=32G node=8:16G node=8:16G rack=r1 zone=z0\n");
-        let number = draw.next();
+        let number = draw.number();
         let demands: Vec<String> = (0..members).map(|_| random_demand(&mut draw)).collect();
         let go = |text: &str| {
             let mut snapshot = fleet::read("fleet", text.as_bytes(), policy(number)).unwrap();

@@ -44,6 +44,12 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Does it matter how NUMA nodes are filled?
+    #[must_use]
+    pub fn counts_nodes(&self) -> bool {
+        STANDING.iter().zip(self.standing).any(|(term, weight)| *term == Term::WholeNodes && weight > 0)
+    }
+
     /// Does what free room is worth count at all?
     #[must_use]
     pub fn counts_worth(&self) -> bool {
@@ -84,13 +90,8 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
         Term::Load => idle(snapshot, host),
         Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
-        Term::RoomToGrow => {
-            if shape.grows {
-                largest_left(snapshot, host)
-            } else {
-                0
-            }
-        }
+        Term::RoomToGrow if shape.grows => room_to_grow(snapshot, shape, host),
+        Term::RoomToGrow => 0,
         Term::Images => images(snapshot, shape, host),
         Term::Prefers => prefers(snapshot, shape, host),
         Term::Affinity | Term::NearSource => 0,
@@ -98,7 +99,7 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
 }
 
 fn share(part: u64, whole: u64) -> u64 {
-    if whole == 0 { 0 } else { (part * TERM_MAX / whole).min(TERM_MAX) }
+    part.min(whole).saturating_mul(TERM_MAX).checked_div(whole).unwrap_or(0)
 }
 
 /// Thousandths of CPU and memory left free once the VM is there, on average.
@@ -134,10 +135,19 @@ fn whole_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> u64 {
     nodes.nodes().map(tight).sum::<u64>() / u64::from(nodes.len())
 }
 
-/// How much the host has left, against the largest of the fleet: room for VMs yet to come.
-fn largest_left(snapshot: &Snapshot, host: HostIdx) -> u64 {
-    let (left, most) = (snapshot.room(host).free, snapshot.largest());
-    u64::midpoint(share(left.cpu_milli, most.cpu_milli), share(left.mem_mib, most.mem_mib))
+/// How many of the same would fit, against the largest host of the fleet were it empty: room for those yet to come.
+fn room_to_grow(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    let room = snapshot.room(host);
+    let whole = shape.amounts.times_in(&room.free);
+    let most = shape.amounts.times_in(&snapshot.largest());
+    let Some(count) = shape.node_count().filter(|_| !room.nodes_free.is_empty()) else {
+        return share(whole, most);
+    };
+    let part = shape.node_part(count);
+    let by_node = room.nodes_free.iter().map(|left| part.times_in(left));
+    // As many as the scarcest nodes of a full set allow.
+    let slots = if count == 1 { by_node.sum() } else { by_node.min().unwrap_or(0) };
+    share(whole.min(slots), most)
 }
 
 fn images(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {

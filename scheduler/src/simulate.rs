@@ -48,7 +48,7 @@ pub struct Draw(pub u64);
 
 impl Draw {
     /// The next number.
-    pub const fn next(&mut self) -> u64 {
+    pub const fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -58,6 +58,6 @@ impl Draw {
     /// A number from `least` to `most`, both included.
     pub const fn within(&mut self, least: u64, most: u64) -> u64 {
         let span = most.saturating_sub(least).saturating_add(1);
-        least + self.next() % span
+        least + self.number() % span
     }
 }

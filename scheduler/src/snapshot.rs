@@ -78,6 +78,8 @@ pub struct Snapshot {
     weights: Weights,
     /// Counts the changes of the policy, and of what else every score depends on.
     rules: u64,
+    /// Counts the hosts that came, changed or went.
+    host_changes: u64,
     largest: Amounts,
     in_use: InUse,
     /// Hosts of each rack and zone, sorted.
@@ -104,6 +106,8 @@ struct Words {
     domains: Interner<String>,
     classes: Interner<HostClass>,
     profiles: Interner<Profile>,
+    /// For each profile: the one that asks for the same room and no facts; and the same, however it lies on NUMA nodes.
+    shapes: Vec<[ProfileIdx; 2]>,
     ties: Interner<Ties>,
 }
 
@@ -149,6 +153,20 @@ impl Snapshot {
     #[must_use]
     pub const fn rules_version(&self) -> u64 {
         self.rules
+    }
+
+    /// Counts the hosts that came, changed or went.
+    #[must_use]
+    pub const fn hosts_version(&self) -> u64 {
+        self.host_changes
+    }
+
+    /// The profile that asks for the same room and no facts: what hosts have left is worth the same to both. Then the same
+    /// of a VM that floats, where it does not matter how nodes are filled: nodes are then asked of the hosts looked at.
+    #[must_use]
+    pub fn shapes(&self, profile: ProfileIdx) -> [ProfileIdx; 2] {
+        let [own, floating] = self.words.shapes[profile.at()];
+        [own, if self.weights.counts_nodes() { own } else { floating }]
     }
 
     /// The hosts of a host, rack or zone, sorted.

@@ -23,8 +23,8 @@ const SHARE: u64 = 1_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Worths {
     version: u64,
-    /// What the VMs of the fleet ask for in all; 0 for what nobody asks for.
-    mix: [u64; 4],
+    /// 2^64 over what the VMs of the fleet ask for in all; 0 for what nobody asks for.
+    per_mix: [u64; 4],
     /// How scarce each amount is, in millionths that sum up to about one.
     scarcity: [u64; 4],
     /// Placements since.
@@ -46,7 +46,7 @@ impl Worths {
 
     /// Learns from what is asked for in all, and what the hosts offer in all.
     pub(crate) fn learn(&mut self, asked: Amounts, offered: Amounts) {
-        self.mix = asked.each().map(|(_, amount)| amount);
+        self.per_mix = asked.each().map(|(_, amount)| u64::MAX.checked_div(amount).unwrap_or(0));
         let pairs = asked.each().into_iter().zip(offered.each());
         // The less is left of an amount, the dearer it is.
         let dear: Vec<u64> = pairs
@@ -63,18 +63,18 @@ impl Worths {
         self.placed = 0;
     }
 
-    /// How much of the mix, in parts of [`SHARE`] squared, room like this could hold: the least of its amounts.
+    /// How much of the mix, in parts of 2^40, room like this could hold: the least of its amounts.
     fn holds(&self, room: Amounts) -> u64 {
-        let pairs = room.each().into_iter().zip(self.mix).filter(|(_, mix)| *mix > 0);
-        pairs.map(|((_, room), mix)| scaled(room, mix)).min().unwrap_or(0)
+        let pairs = room.each().into_iter().zip(self.per_mix).filter(|(_, per_mix)| *per_mix > 0);
+        pairs.map(|((_, room), per_mix)| scaled(room, per_mix)).min().unwrap_or(0)
     }
 
     /// 0 to [`TERM_MAX`]: how little of the room's worth this shape takes, against the most that it could.
     #[must_use]
     pub fn kept_whole(&self, shape: Amounts, free: Amounts) -> u64 {
         let lost = self.holds(free) - self.holds(free.minus(shape)).min(self.holds(free));
-        let pairs = shape.each().into_iter().zip(self.mix).filter(|(_, mix)| *mix > 0);
-        let most = pairs.map(|((_, part), mix)| scaled(part, mix)).max().unwrap_or(0);
+        let pairs = shape.each().into_iter().zip(self.per_mix).filter(|(_, per_mix)| *per_mix > 0);
+        let most = pairs.map(|((_, part), per_mix)| scaled(part, per_mix)).max().unwrap_or(0);
         TERM_MAX - (lost.min(most) / (most / TERM_MAX).max(1)).min(TERM_MAX)
     }
 
@@ -82,6 +82,7 @@ impl Worths {
     #[must_use]
     pub fn tight(&self, left: Amounts, total: Amounts) -> u64 {
         let parts = left.each().into_iter().zip(total.each()).zip(self.weights());
+        let parts = parts.filter(|(_, weight)| *weight > 0);
         let loose =
             parts.map(|(((_, left), (_, total)), weight)| left * SHARE / total.max(1) * weight / SHARE);
         TERM_MAX - (loose.sum::<u64>() / (SHARE / TERM_MAX)).min(TERM_MAX)
@@ -92,7 +93,7 @@ impl Worths {
     }
 }
 
-fn scaled(amount: u64, mix: u64) -> u64 {
-    let scaled = u128::from(amount) * u128::from(SHARE) * u128::from(SHARE) / u128::from(mix);
-    u64::try_from(scaled).unwrap_or(u64::MAX)
+/// A multiplication stands for the division by the mix: this is asked for every host that changes.
+fn scaled(amount: u64, per_mix: u64) -> u64 {
+    u64::try_from((u128::from(amount) * u128::from(per_mix)) >> 24).unwrap_or(u64::MAX)
 }

@@ -39,6 +39,12 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// CPU time of this thread, seconds: what other processes do meanwhile does not count.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 /// The middle of the values, and their worst.
 fn median_and_worst(mut values: Vec<f64>) -> (f64, f64) {
     values.sort_by(f64::total_cmp);

@@ -2,7 +2,6 @@
 //! and best-fit under the same rules; every end state is judged by a checker that reads the files itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use anyhow::Context;
 use dunlin_scheduler::filter::refuse;
@@ -12,7 +11,7 @@ use dunlin_scheduler::simulate::{Trace, huawei};
 use dunlin_scheduler::snapshot::{HostEntry, HostIdx, Seat};
 use dunlin_scheduler::{Placer, Policy, Request, Snapshot};
 
-use crate::traces;
+use crate::{cpu_seconds, traces};
 
 /// Runs of a sequence; the median counts.
 const RUNS: usize = 5;
@@ -21,8 +20,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let Some(sizes) = traces::read("huawei/PM_res.csv")? else { return Ok(()) };
     let Some(racks) = traces::read("huawei/topology_provider.csv")? else { return Ok(()) };
     let hosts = huawei::read_hosts(("PM_res.csv", &sizes), ("topology_provider.csv", &racks))?;
-    println!("| sequence | hosts | who | placed | of | share | violations | ms |");
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("| sequence | hosts | who | placed | of | that could be | share | violations | CPU ms |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for sequence in ["C1", "C2", "C3"] {
         let Some(bytes) = traces::read(&format!("huawei/VM_data_{sequence}.csv"))? else { return Ok(()) };
         let trace = huawei::read_requests(sequence, &bytes)?;
@@ -35,27 +34,31 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 let mut seats = Vec::new();
                 for _ in 0..if rival { 1 } else { RUNS } {
                     let (mut snapshot, requests) = prepare(&hosts[..count], &trace);
-                    let began = Instant::now();
+                    let began = cpu_seconds();
                     seats = match who {
                         "first-fit" => scan(&mut snapshot, &requests, |_, _, _| 0),
                         "best-fit" => scan(&mut snapshot, &requests, left_over),
                         "dunlin" => ours(&mut snapshot, &requests, Some(&trace)),
                         _ => ours(&mut snapshot, &requests, None),
                     };
-                    times.push(began.elapsed().as_secs_f64() * 1e3);
+                    times.push((cpu_seconds() - began) * 1e3);
                 }
                 let placed = seats.iter().flatten().count();
-                let share = placed as f64 * 100.0 / seats.len() as f64;
+                let could = files.could_be_placed(count);
+                let share = placed as f64 * 100.0 / could as f64;
                 let wrong = files.violations(&seats);
                 let (ms, _) = crate::median_and_worst(times);
                 println!(
-                    "| {sequence} | {pool} | {who} | {placed} | {} | {share:.2} % | {wrong} | {ms:.1} |",
+                    "| {sequence} | {pool} | {who} | {placed} | {} | {could} | {share:.2} % | {wrong} | {ms:.1} |",
                     seats.len()
                 );
             }
         }
     }
-    println!("\nGoals: full pool >= 99.5 %, 0 violations, a sequence < 50 ms.");
+    println!(
+        "\nThat could be: of an affinity group that no host can hold, as many as the roomiest could take if it were empty."
+    );
+    println!("Goals: full pool >= 99.5 %, 0 violations, a sequence < 50 ms.");
     Ok(())
 }
 
@@ -147,6 +150,19 @@ impl Files {
         Ok(Self { nodes, racks, requests: rows(requests)? })
     }
 
+    /// VMs that could be placed at most: an affinity group on the best host for it, everybody else somewhere.
+    fn could_be_placed(&self, hosts: usize) -> usize {
+        let mut groups: BTreeMap<&str, Vec<&Vec<String>>> = BTreeMap::new();
+        for row in self.requests.iter().filter(|row| row[3] == "affinity") {
+            groups.entry(&row[4]).or_default().push(row);
+        }
+        let left_out = |members: Vec<&Vec<String>>| {
+            let fit = self.nodes[..hosts].iter().map(|nodes| fit_at_most(&members, nodes)).max();
+            members.len() - fit.unwrap_or(0)
+        };
+        self.requests.len() - groups.into_values().map(left_out).sum::<usize>()
+    }
+
     /// Hosts oversold on a node, VMs not laid out as asked, and pairs of VMs that break a rule.
     fn violations(&self, seats: &[Option<Seat>]) -> usize {
         let mut wrong = 0;
@@ -184,4 +200,24 @@ impl Files {
         }
         wrong
     }
+}
+
+/// So many of these fit into the nodes at most: the smallest first, CPUs and memory apart. VMs that are all split in halves
+/// must fit with their halves into each node; others are taken as if the nodes were one.
+fn fit_at_most(members: &[&Vec<String>], nodes: &[(i64, i64); 2]) -> usize {
+    let halved = members.iter().all(|row| row[2] == "2");
+    let most = |column: usize, room: i64| {
+        let mut sizes: Vec<i64> = members.iter().filter_map(|row| row[column].parse().ok()).collect();
+        sizes.sort_unstable();
+        let sums = sizes.iter().scan(0, |sum, size| {
+            *sum += size;
+            Some(*sum)
+        });
+        sums.take_while(|sum| *sum <= room).count()
+    };
+    let [a, b] = nodes;
+    if halved {
+        return most(0, 2 * a.0.min(b.0)).min(most(1, 2 * a.1.min(b.1)));
+    }
+    most(0, a.0 + b.0).min(most(1, a.1 + b.1))
 }

@@ -47,15 +47,17 @@ pub fn cost(snapshot: &Snapshot, vm: VmIdx, load: &Load, link: &Link) -> Option<
         used => used,
     };
     let mib_s = link.mib_s.max(1);
-    if load.dirty_mib_s * 100 > mib_s * DIRTY_PERCENT_MAX {
+    if load.dirty_mib_s.saturating_mul(100) > mib_s.saturating_mul(DIRTY_PERCENT_MAX) {
         return None;
     }
     // Each round sends what was written during the one before: a geometric series.
-    let sent_mib = row.local_disk_mib + mem_mib * mib_s / (mib_s - load.dirty_mib_s).max(1);
-    let took_ms = sent_mib * 1_000 / mib_s + link.blackout_ms;
-    let demand_milli = load.cpu_mean_milli + load.cpu_unmet_milli;
-    let copying = sent_mib * link.cpu_ms_per_gib / 1_024;
-    let slowed = took_ms * demand_milli * link.slowdown_percent / 100_000;
-    let stands_still = link.blackout_ms * demand_milli / 1_000;
-    Some(Cost { sent_mib, took_ms, cpu_ms: copying + slowed + stands_still })
+    let rounds = mem_mib.saturating_mul(mib_s) / (mib_s - load.dirty_mib_s).max(1);
+    let sent_mib = row.local_disk_mib.saturating_add(rounds);
+    let took_ms = (sent_mib.saturating_mul(1_000) / mib_s).saturating_add(link.blackout_ms);
+    let demand_milli = load.cpu_mean_milli.saturating_add(load.cpu_unmet_milli);
+    let copying = sent_mib.saturating_mul(link.cpu_ms_per_gib) / 1_024;
+    let slowed = took_ms.saturating_mul(demand_milli).saturating_mul(link.slowdown_percent) / 100_000;
+    let stands_still = link.blackout_ms.saturating_mul(demand_milli) / 1_000;
+    let cpu_ms = copying.saturating_add(slowed).saturating_add(stands_still);
+    Some(Cost { sent_mib, took_ms, cpu_ms })
 }

@@ -156,10 +156,10 @@ impl BalancePlan {
         }
         let (moves, waves) = (plural(count, "move"), plural(self.waves.len(), "wave"));
         if !self.emptied.is_empty() {
-            return format!("{moves} in {waves} empty {}", plural(self.emptied.len(), "host"));
+            return format!("{moves} in {waves}: {} can be switched off", plural(self.emptied.len(), "host"));
         }
         let cpus = |pain: &Pain| cpus(pain.unserved_milli + pain.unfair_milli);
-        format!("{moves} in {waves} take pain from {} to {} CPUs", cpus(&self.before), cpus(&self.after))
+        format!("{moves} in {waves}: pain falls from {} to {} CPUs", cpus(&self.before), cpus(&self.after))
     }
 }
 

@@ -272,6 +272,12 @@ impl Search {
         self.carried.insert(choice.vm);
     }
 
+    /// Takes a choice back.
+    pub(crate) fn carry_back(&mut self, vm: VmIdx, seat: Seat) {
+        self.board.carry(vm, seat);
+        self.carried.remove(&vm);
+    }
+
     fn give_up(&mut self, host: HostIdx, left: Left) {
         self.done[host.at()] = true;
         self.left.push(left);
@@ -347,7 +353,10 @@ impl Search {
 
     fn calm(&self) -> Left {
         let doubted: u32 = self.board.open().map(|(_, cell)| cell.doubted).sum();
-        let worst = self.board.open().max_by_key(|(_, cell)| cell.pain.all_milli());
+        let busy = |cell: &super::board::HostCell| {
+            super::pain::share_ppm(cell.demand.mean_milli, cell.capacity_milli)
+        };
+        let worst = self.board.open().max_by_key(|(_, cell)| (cell.pain.all_milli(), busy(cell)));
         let Some((host, cell)) = worst else {
             let text = "no host is up and has CPUs".to_owned();
             return Left { host: None, why: Why::Calm, text };

@@ -16,6 +16,9 @@ use crate::input::{BadInput, Line, shown};
 /// Columns a move can change: memory, vCPUs, and four loads; the first two once more with promised instances.
 pub(super) const COLUMNS: usize = 8;
 
+/// The column of the disk load.
+const DISK_LOAD: usize = 6;
+
 /// Weight of the spread of free memory, of vCPUs, and of each again with promised ("forthcoming") instances.
 const WEIGHT_SHARE: f64 = 0.5;
 /// Weight of the spread of each measured load.
@@ -186,6 +189,12 @@ impl Score {
             node.mem_free -= vm.mem;
             node.vcpus += vm.vcpus;
             node.residents += 1;
+            // A mirror writes what the instance writes.
+            let entry = &fleet.instances[vm.instance];
+            let mirror = entry.secondary.filter(|_| entry.template == "drbd");
+            if let Some(at) = mirror.and_then(|mirror| self.places.binary_search(&mirror).ok()) {
+                self.nodes[at].x[DISK_LOAD] += vm.unit[DISK_LOAD];
+            }
             // The free memory a node reports does not know of instances that are off or only promised.
             if !fleet.instances[vm.instance].is_on() {
                 promised[vm.at] -= signed(fleet.instances[vm.instance].mem_mib);

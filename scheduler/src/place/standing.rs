@@ -26,6 +26,7 @@ const CATCH_UP_SHARE: usize = 8;
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     profile: ProfileIdx,
+    shared: bool,
     mark: Option<Mark>,
     rules: u64,
     worths: u64,
@@ -39,9 +40,10 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    pub(super) fn new(profile: ProfileIdx) -> Self {
+    pub(super) fn new(profile: ProfileIdx, shared: bool) -> Self {
         Self {
             profile,
+            shared,
             mark: None,
             rules: 0,
             worths: 0,
@@ -54,8 +56,8 @@ impl Standing {
         }
     }
 
-    pub(super) const fn profile(&self) -> ProfileIdx {
-        self.profile
+    pub(super) const fn key(&self) -> (ProfileIdx, bool) {
+        (self.profile, self.shared)
     }
 
     pub(super) const fn used(&self) -> u64 {
@@ -163,7 +165,9 @@ impl Standing {
         }
         let known = &mut self.classes[row.class.at()];
         if *known == 0 {
-            *known = refuse_by(CLASS, snapshot, &request, host).map_or(1, |reason| reason as u8 + 2);
+            // A standing that is shared leaves facts and taints to the sieves of those who share it.
+            let no = if self.shared { None } else { refuse_by(CLASS, snapshot, &request, host) };
+            *known = no.map_or(1, |reason| reason as u8 + 2);
         }
         if *known > 1 {
             return u32::from(*known) - 1;

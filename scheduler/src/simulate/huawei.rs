@@ -1,5 +1,6 @@
 //! Hosts with two NUMA nodes in racks, and request sequences with rules between VMs, as the files `PM_res.csv`,
-//! `topology_provider.csv` and `VM_data_*.csv` have them.
+//! `topology_provider.csv` and `VM_data_*.csv` have them. The number of a group counts within its strategy: upstream gives
+//! the same numbers to groups of each.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +53,7 @@ pub fn read_requests(file: &str, bytes: &[u8]) -> Result<Trace, BadLine> {
     let columns = ["flavor_vcpus", "flavor_ram", "numa", "strategy", "group", "domain"];
     let mut trace = Trace::default();
     let mut known: BTreeMap<[&str; 6], usize> = BTreeMap::new();
-    let mut last = "";
+    let mut last = ["", ""];
     let mut batch = 0;
     for row in table(file, bytes, columns)? {
         let (at, fields) = row?;
@@ -64,8 +65,8 @@ pub fn read_requests(file: &str, bytes: &[u8]) -> Result<Trace, BadLine> {
                 trace.demands.len() - 1
             }
         };
-        let group = fields[4];
-        if group.is_empty() || group != last {
+        let group = [fields[3], fields[4]];
+        if group[1].is_empty() || group != last {
             batch += 1;
         }
         last = group;
@@ -90,8 +91,8 @@ fn demand(at: At<'_>, [vcpus, ram, numa, strategy, group, domain]: [&str; 6]) ->
         return Err(at.bad("group", format!("empty, with strategy {strategy}")));
     }
     let (label, level, want) = match strategy {
-        "affinity" => (format!("group={group}"), Level::Host, Want::Together),
-        "anti-affinity" => (format!("group={group}"), Level::Host, Want::Apart),
+        "affinity" => (format!("with-{group}"), Level::Host, Want::Together),
+        "anti-affinity" => (format!("without-{group}"), Level::Host, Want::Apart),
         "fault_domain" => (format!("domain-of-{group}"), Level::Rack, Want::OtherValuesApart),
         other => {
             let reason = format!("{other:?} is none of affinity, anti-affinity, fault_domain and blank");

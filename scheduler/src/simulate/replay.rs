@@ -14,6 +14,12 @@ use crate::snapshot::{ProfileIdx, Seat, Snapshot, TiesIdx, VmIdx};
 /// The window over which moves are counted against their budget, seconds: a day.
 const BUDGET_WINDOW_S: u64 = 86_400;
 
+/// Moves for one VM at most: more are a rebuild of the fleet for a single guest.
+const MOVES_MAX: u32 = 32;
+
+/// A move as dear as a TiB: fewer moves win against fewer bytes.
+const FEWEST_MIB: u64 = 1 << 20;
+
 /// How a trace is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -185,7 +191,8 @@ impl Run<'_> {
             return None;
         }
         let request = Request::start(&self.snapshot, vm);
-        let bounds = Bounds { moves_max: left, ..Bounds::default() };
+        // The budget counts moves: the fewest first, the fewest bytes among equals.
+        let bounds = Bounds { moves_max: left.min(MOVES_MAX), overhead_mib: FEWEST_MIB, ..Bounds::default() };
         let plan = make_room(&mut self.snapshot, &mut self.placer, &request, &bounds)?;
         for step in &plan.moves {
             self.snapshot.move_to(step.vm, step.to);
@@ -194,7 +201,7 @@ impl Run<'_> {
         let moves = u32::try_from(plan.moves.len()).unwrap_or(u32::MAX);
         self.moved.push((self.now_s, moves));
         self.report.moves += u64::from(moves);
-        self.report.moved_mib += plan.cost_mib;
+        self.report.moved_mib += plan.cost_mib - u64::from(moves) * FEWEST_MIB;
         Some(plan.seat)
     }
 

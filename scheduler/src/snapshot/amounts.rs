@@ -102,6 +102,13 @@ impl Amounts {
             && self.net_mbps <= room.net_mbps
     }
 
+    /// How many times it fits into `room`; no end of times, `u64::MAX`, when it is nothing.
+    #[must_use]
+    pub fn times_in(&self, room: &Self) -> u64 {
+        let pairs = self.each().into_iter().zip(room.each()).filter(|((_, need), _)| *need > 0);
+        pairs.map(|((_, need), (_, left))| left / need).min().unwrap_or(u64::MAX)
+    }
+
     /// The first amount of which `room` has too little: its kind, what is needed, what is left.
     #[must_use]
     pub fn short_of(&self, room: &Self) -> Option<(Kind, u64, u64)> {

@@ -137,6 +137,7 @@ impl Snapshot {
 
     /// Counts the host among those of its rack and zone, or no more.
     fn stand(&mut self, host: HostIdx, comes: bool) {
+        self.host_changes += 1;
         for place in [Level::Rack, Level::Zone].map(|level| self.place(level, host)) {
             let members = self.members.entry(place).or_default();
             match (members.binary_search(&host), comes) {
@@ -477,8 +478,23 @@ impl Snapshot {
                 .iter()
                 .any(|rule| rule.want == Want::Together && rule.level == Level::Host && rule.soft.is_none()),
         };
-        let profile = ProfileIdx(self.words.profiles.intern(&profile));
+        let profile = self.intern_profile(&profile);
         (profile, self.intern_ties(demand))
+    }
+
+    fn intern_profile(&mut self, profile: &Profile) -> ProfileIdx {
+        let known = self.words.profiles.len();
+        let number = ProfileIdx(self.words.profiles.intern(profile));
+        if self.words.profiles.len() > known {
+            self.words.shapes.push([number; 2]);
+            let bare = Profile { needs: Vec::new(), tolerates: Vec::new(), ..profile.clone() };
+            // How many more of a growing group fit depends on the nodes.
+            let numa = if profile.grows { profile.numa } else { Numa::Float };
+            let floating = Profile { numa, ..bare.clone() };
+            let shapes = [bare, floating].map(|shape| self.intern_profile(&shape));
+            self.words.shapes[number.at()] = shapes;
+        }
+        number
     }
 
     fn intern_entry(&mut self, entry: &VmEntry) -> (ProfileIdx, TiesIdx, ProfileIdx) {

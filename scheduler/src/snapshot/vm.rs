@@ -100,6 +100,14 @@ pub struct Ties {
     pub rules: Vec<Rule>,
 }
 
+impl Ties {
+    /// Nothing ties it to any other VM?
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.rules.is_empty()
+    }
+}
+
 /// One rule in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleEntry {
