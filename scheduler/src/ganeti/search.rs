@@ -19,6 +19,9 @@ use crate::ganeti::text::TextFleet;
 /// Targets of one instance that are judged exactly, best expansion first. The expansion ranks well, so few suffice.
 const TARGETS_MAX: usize = 3;
 
+/// The first step takes back one in so many moves, and the finest one in the square of it: finer ones save too little.
+const THRIFT_STEPS: usize = 8;
+
 /// Rounds of taking back and refining. Each ends sooner when a round saves no move.
 const THRIFT_ROUNDS_MAX: usize = 12;
 
@@ -282,12 +285,11 @@ impl Search {
             let from = self.score.vms[top.vm].at;
             self.carry(top.vm, best.to);
             moved = true;
-            for place in [from, best.to] {
-                for vm in self.residents[place].clone() {
-                    let hope = self.hope(vm);
-                    known[vm] = hope.map_or(0.0, |hope| hope.gain);
-                    hopes.extend(hope);
-                }
+            // Those left behind have lost most of their reason to move; all others are looked at when their turn comes.
+            for vm in self.residents[from].clone() {
+                let hope = self.hope(vm);
+                known[vm] = hope.map_or(0.0, |hope| hope.gain);
+                hopes.extend(hope);
             }
         }
         moved
@@ -365,20 +367,18 @@ impl Search {
         sum
     }
 
-    /// Takes moves back, refines what is left, and keeps the result when the score is `limit` or below. A bold step is
-    /// tried first; when it fails, a smaller one.
+    /// Takes the least useful moves back, refines what is left, and keeps the result when the score is `limit` or below. A
+    /// bold step is tried first; when it fails, a smaller one.
     fn thrift(&mut self, limit: f64) {
-        let mut step = self.moved().len() / 4;
+        let mut step = self.moved().len() / THRIFT_STEPS;
+        let finest = step / THRIFT_STEPS;
         for _ in 0..THRIFT_ROUNDS_MAX {
-            if step == 0 {
+            if step == 0 || step < finest {
                 break;
             }
             let kept: Vec<(usize, usize)> =
                 self.moved().into_iter().map(|vm| (vm, self.score.vms[vm].at)).collect();
-            for _ in 0..step {
-                let Some(vm) = self.least_useful() else { break };
-                self.carry(vm, self.origin[vm]);
-            }
+            self.take_back(step);
             self.refine();
             if self.score.value() > limit || self.moved().len() >= kept.len() {
                 self.restore(&kept);
@@ -406,10 +406,18 @@ impl Search {
         self.score.apply(vm, to);
     }
 
-    fn least_useful(&self) -> Option<usize> {
-        let back = self.moved().into_iter().filter(|vm| self.score.fits(*vm, self.origin[*vm]));
-        let costs = back.map(|vm| (self.score.after(vm, self.origin[vm]), vm));
-        costs.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, vm)| vm)
+    /// The moves whose loss raises the score least, each judged by itself.
+    fn take_back(&mut self, count: usize) {
+        let moved = self.moved();
+        let mut losses: Vec<(f64, usize)> =
+            moved.into_iter().map(|vm| (self.score.after(vm, self.origin[vm]), vm)).collect();
+        losses.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        for (_, vm) in losses.into_iter().take(count) {
+            if self.score.fits(vm, self.origin[vm]) {
+                self.seat(vm, self.origin[vm]);
+            }
+        }
+        self.expand();
     }
 }
 
