@@ -179,7 +179,6 @@ pub const TERMS: &[Term] = &[
     Term::Prefers,
     Term::Affinity,
     Term::NearSource,
-    Term::RoomToGrow,
 ];
 
 impl Term {
@@ -198,7 +197,6 @@ impl Term {
             Self::Prefers => "prefers",
             Self::Affinity => "affinity",
             Self::NearSource => "near-source",
-            Self::RoomToGrow => "room-to-grow",
         }
     }
 }

@@ -91,6 +91,7 @@ impl Fleet for Fake {
         set_power(v1::SetPowerRequest) -> v1::Object;
         start_task(v1::StartTaskRequest) -> v1::Object;
         cancel(v1::CancelRequest) -> v1::Object;
+        decide(v1::DecideRequest) -> v1::Object;
         create_token(v1::CreateTokenRequest) -> v1::CreateTokenResponse;
         console(Streaming<v1::ConsoleChunk>) -> Self::ConsoleStream;
         upload_blob(Streaming<v1::BlobChunk>) -> v1::BlobInfo;

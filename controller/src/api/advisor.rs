@@ -94,7 +94,9 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::PlanDrainRequest>,
     ) -> Result<Response<v1::DrainPlan>, Status> {
-        answered!(self, request, plan_drain, plan_drain)
+        answered!(self, request, plan_drain, |scene: &Scene<'_>, asked: v1::PlanDrainRequest| {
+            plan_drain(scene, &asked)
+        })
     }
 
     #[tracing::instrument(skip_all)]
@@ -156,7 +158,7 @@ fn count_capacity(scene: &Scene<'_>, asked: v1::CapacityRequest) -> Result<v1::C
     Ok(capacity(scene, &flavour, asked.failures).into())
 }
 
-fn plan_drain(scene: &Scene<'_>, asked: v1::PlanDrainRequest) -> Result<v1::DrainPlan, Fault> {
+fn plan_drain(scene: &Scene<'_>, asked: &v1::PlanDrainRequest) -> Result<v1::DrainPlan, Fault> {
     if asked.hosts.is_empty() {
         return Err(Invalid::new("hosts", "names none", "one host or more").into());
     }

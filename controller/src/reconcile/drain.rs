@@ -188,9 +188,9 @@ fn look<'a>(state: &'a State, now: Timestamp, task: &Task, host: HostId) -> Resu
                 left.outdated.push(migration);
             }
             if ours {
-                left.going.push(migration)
+                left.going.push(migration);
             } else {
-                left.waits += 1
+                left.waits += 1;
             }
             continue;
         }

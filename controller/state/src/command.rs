@@ -28,6 +28,7 @@ pub struct Stamp {
 /// One proposal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // It lives from the log to the state; most of them are users' writes.
 pub enum Command {
     /// A user's write, under its idempotency key: the same key and write again give the same answer and change nothing.
     Write {
