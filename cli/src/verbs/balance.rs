@@ -6,7 +6,7 @@ use dunlin_model::{Kind, Object};
 use dunlin_proto::v1;
 
 use super::{Session, listing};
-use crate::args::{Format, ListArgs};
+use crate::args::{Format, ListArgs, whole};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
 use crate::output;
@@ -16,14 +16,14 @@ pub(crate) enum BalanceVerb {
     /// Say what the balancer would move now, or why nothing is worth a move
     Plan {
         /// How small a gain is worth a move, 1 to 5; the cluster's own when not said
-        #[arg(long)]
+        #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 5"))]
         level: Option<u32>,
     },
     /// Approve recommendations; without names, plan now and begin every move
     Apply {
         names: Vec<String>,
         /// How small a gain is worth a move, 1 to 5; the cluster's own when not said
-        #[arg(long, conflicts_with = "names")]
+        #[arg(long, conflicts_with = "names", allow_negative_numbers = true, value_parser = whole::<u32>("1 to 5"))]
         level: Option<u32>,
     },
     /// Dismiss recommendations: the same moves are not recommended again for an hour

@@ -6,7 +6,7 @@ use dunlin_model::{Invalid, Kind, Object, Timestamp};
 use dunlin_proto::v1;
 use serde_json::json;
 
-use super::vm_flags::{VmFlags, set, word};
+use super::vm_flags::{VmFlags, once, set, word};
 use super::{Session, host, vm_create};
 use crate::args::{ClusterVerb, Format, TokenVerb, key_value, whole};
 use crate::client::idempotency_key;
@@ -91,31 +91,9 @@ pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Fail
 }
 
 impl ClusterSetArgs {
-    /// Refuses a change of nothing: it would look as if it had done something.
-    fn something(&self) -> Result<(), Invalid> {
-        let given = [
-            self.placement.is_some(),
-            !self.weights.is_empty(),
-            self.without.is_some(),
-            self.cpu_overcommit_percent.is_some(),
-            self.mem_overcommit_percent.is_some(),
-            self.host_reserve_mib.is_some(),
-            self.migrations_per_host.is_some(),
-            self.migrations_per_fleet.is_some(),
-            self.spare_hosts.is_some(),
-            self.balance.is_some(),
-            self.balance_level.is_some(),
-        ];
-        if given.contains(&true) {
-            return Ok(());
-        }
-        let allowed = "one or more of the flags that `dunlin cluster set --help` lists";
-        Err(Invalid::new("cluster set", "nothing to change was given", allowed))
-    }
-
     /// What is to change, once everything typed has been read.
     fn change(self) -> Result<impl Fn(&mut ClusterSpec), Invalid> {
-        self.something()?;
+        self.refuse_nothing()?;
         let placement: Option<PlacementPolicy> =
             word("--placement", self.placement.as_deref(), "spread, pack or power_saving")?;
         let mode: Option<BalanceMode> = word("--balance", self.balance.as_deref(), "off, recommend or auto")?;
@@ -151,6 +129,30 @@ impl ClusterSetArgs {
     }
 }
 
+impl ClusterSetArgs {
+    fn refuse_nothing(&self) -> Result<(), Invalid> {
+        let numbers = [
+            self.cpu_overcommit_percent,
+            self.mem_overcommit_percent,
+            self.migrations_per_host,
+            self.migrations_per_fleet,
+            self.spare_hosts,
+            self.balance_level,
+        ];
+        let words = [&self.placement, &self.balance];
+        let given = numbers.iter().any(Option::is_some)
+            || words.into_iter().any(Option::is_some)
+            || self.host_reserve_mib.is_some()
+            || self.without.is_some()
+            || !self.weights.is_empty();
+        if given {
+            return Ok(());
+        }
+        let allowed = "one flag or more; `dunlin cluster set --help` lists them";
+        Err(Invalid::new("cluster set", "nothing to change was given", allowed))
+    }
+}
+
 /// The policy in force: every score with what it counts, every filter that may be left out.
 fn policy(format: Format, spec: &ClusterSpec) -> Result<(), Failure> {
     let policy = dunlin_scheduler::Policy::from(spec);
@@ -173,7 +175,7 @@ fn policy(format: Format, spec: &ClusterSpec) -> Result<(), Failure> {
 async fn capacity(session: &Session, args: CapacityArgs) -> Result<(), Failure> {
     let spec = args.flags.spec()?;
     spec.validate()?;
-    let labels = args.flags.labels.iter().cloned().collect();
+    let labels = once("--label", &args.flags.labels)?;
     let flavour = vm_create::unnamed("flavour", labels, spec)?;
     let request = v1::CapacityRequest { vm: Some(flavour.into()), failures: args.failures };
     let told = session.fleet.advise(async |mut client| client.count_capacity(request.clone()).await).await?;

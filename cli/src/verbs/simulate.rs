@@ -13,7 +13,7 @@ use dunlin_scheduler::simulate::{Options, Report, Trace, azure, fleet, huawei, r
 use dunlin_scheduler::snapshot::Snapshot;
 use serde_json::json;
 
-use crate::args::Format;
+use crate::args::{Format, whole};
 use crate::failure::Failure;
 use crate::output::{self, table::columns};
 
@@ -38,10 +38,10 @@ pub(crate) struct SimulateArgs {
     #[arg(long)]
     versus: Option<String>,
     /// What is not in the trace is drawn from this
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<u64>("0 and up"))]
     seed: u64,
     /// VMs that may be moved within a day to let others in, per mille of those that live
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = whole::<u32>("0 to 1000"))]
     moves_per_day_permille: u32,
     /// Write the fleet after the plan, in Ganeti's text format
     #[arg(long, value_name = "FILE")]

@@ -174,10 +174,10 @@ pub(crate) fn set<T>(field: &mut T, given: Option<T>) {
 }
 
 /// Pairs of which each key is said once: of two values for one key it is not known which was meant.
-pub(crate) fn once<V>(flag: &str, pairs: &[(String, V)]) -> Result<BTreeMap<String, V>, Invalid>
-where
-    V: Clone + std::fmt::Debug,
-{
+pub(crate) fn once<V: Clone + std::fmt::Debug>(
+    flag: &str,
+    pairs: &[(String, V)],
+) -> Result<BTreeMap<String, V>, Invalid> {
     let mut map = BTreeMap::new();
     for (key, value) in pairs {
         if let Some(before) = map.insert(key.clone(), value.clone()) {

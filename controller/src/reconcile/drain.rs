@@ -42,7 +42,7 @@ struct Left<'a> {
     ready: Vec<&'a Vm>,
 }
 
-/// `drains` are those whose host is not Down, and those that are called off.
+/// Takes every drain one step on. They are planned as one.
 pub(super) fn step(
     state: &State,
     observed: &Observed,
@@ -199,7 +199,7 @@ fn look<'a>(state: &'a State, now: Timestamp, task: &Task, host: HostId) -> Resu
             left.waits += 1;
             continue;
         }
-        let tries = tries(state, task, vm);
+        let tries = failures(state, task, vm).count();
         state.check_movable(vm).map_err(|refusal| refusal.message)?;
         if tries >= DRAIN_TRIES_MAX {
             let last = last_failure(state, task, vm);
@@ -265,19 +265,14 @@ fn since(task: &Task, host: HostId, migration: &Migration) -> bool {
 }
 
 /// Drain migrations of this VM that had a destination and ended without moving it, since the task began.
-fn failures<'a>(state: &'a State, task: &'a Task, vm: &Vm) -> impl Iterator<Item = &'a Migration> {
-    let uid = vm.metadata.uid;
-    state.migrations().filter(move |m| {
-        m.spec.vm == uid
+fn failures<'a>(state: &'a State, task: &'a Task, vm: &'a Vm) -> impl Iterator<Item = &'a Migration> {
+    state.migrations().filter(|m| {
+        m.spec.vm == vm.metadata.uid
             && m.spec.cause == MigrationCause::Drain
             && m.status.phase.is_terminal()
             && m.status.to.is_some()
             && since(task, HostId(task.spec.uid), m)
     })
-}
-
-fn tries(state: &State, task: &Task, vm: &Vm) -> usize {
-    failures(state, task, vm).count()
 }
 
 /// Why the newest of them ended so.

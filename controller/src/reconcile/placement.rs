@@ -148,12 +148,12 @@ fn reserve_all(
             host,
             vm_generation: vm.metadata.generation,
             vm_incarnation: vm.status.incarnation,
+            why: Some(record::boxed(&decision)),
             disk_bytes: source
                 .vms
                 .get(&vm.metadata.uid)
                 .map(|seen| seen.disk_bytes.clone())
                 .unwrap_or_default(),
-            why: Some(record::boxed(&decision)),
         };
         commands.push(Command::Migrate { migration: uid, event });
     }

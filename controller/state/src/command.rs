@@ -28,7 +28,7 @@ pub struct Stamp {
 /// One proposal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "a command is made, encoded and gone: few exist at once")]
+#[allow(clippy::large_enum_variant)] // It lives from the log to the state; most of them are users' writes.
 pub enum Command {
     /// A user's write, under its idempotency key: the same key and write again give the same answer and change nothing.
     Write {
@@ -211,11 +211,11 @@ pub enum MigrationEvent {
         host: HostId,
         vm_generation: Generation,
         vm_incarnation: Incarnation,
+        #[serde(default)]
+        why: Option<Box<Decision>>,
         /// Virtual sizes of the disks that are not shared, bytes, as the source reports them.
         #[serde(default)]
         disk_bytes: BTreeMap<Name, u64>,
-        #[serde(default)]
-        why: Option<Box<Decision>>,
     },
     /// Planned, and it stays so: why no host was chosen.
     Wait { reason: String, message: String },

@@ -31,9 +31,9 @@ records!([default] MigrationStatus {
     message,
     figures,
     history,
-    disk_bytes,
     chosen,
     effect,
+    disk_bytes,
 });
 
 choices!([default] MigrationPhase {

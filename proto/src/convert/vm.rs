@@ -72,8 +72,8 @@ records!([default] VmStatus {
     task,
     restarts,
     since as since_ms,
-    last_host,
     chosen,
+    last_host,
 });
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });

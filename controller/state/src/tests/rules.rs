@@ -211,8 +211,8 @@ fn a_migration_hands_over_and_back() {
         host: host_id(host),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
-        disk_bytes: Default::default(),
         why: None,
+        disk_bytes: Default::default(),
     };
     says(&fleet.refused(&migrate(1, reserve(0))), ErrorCode::WrongState, "on that host already");
     fleet.ok(&migrate(1, reserve(1)));
@@ -246,8 +246,8 @@ fn a_migration_hands_over_and_back() {
         host: host_id(1),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
-        disk_bytes: Default::default(),
         why: None,
+        disk_bytes: Default::default(),
     };
     fleet.ok(&migrate(2, event));
     assert_eq!(fleet.state.migration(migration_id(2)).unwrap().status.incarnation, Incarnation(4));
@@ -267,8 +267,8 @@ fn a_removed_destination_hands_back() {
         host: host_id(1),
         vm_generation: vm.metadata.generation,
         vm_incarnation: vm.status.incarnation,
-        disk_bytes: Default::default(),
         why: None,
+        disk_bytes: Default::default(),
     };
     fleet.ok(&migrate(1, reserve));
     fleet.ok(&migrate(1, MigrationEvent::Ready { endpoint: Endpoint::default() }));
