@@ -7,6 +7,8 @@
 //! The contract with the agents is docs/protocol.md.
 
 mod balance;
+#[cfg(test)]
+mod balance_tests;
 pub mod desired;
 mod drain;
 mod host;
