@@ -35,7 +35,7 @@ impl Fleet {
         let observed = Observed::new(Timestamp(START_MS));
         let mut fleet = Self { state: State::new(), observed, index: 0, now: START_MS };
         let uid = ClusterId(Uuid::from_u128(9));
-        fleet.ok(Command::FoundCluster { uid, name: "c".parse().unwrap(), controllers: Vec::new() });
+        fleet.ok(&Command::FoundCluster { uid, name: "c".parse().unwrap(), controllers: Vec::new() });
         for number in 0..3 {
             fleet.host(number);
         }
@@ -46,22 +46,22 @@ impl Fleet {
         fleet
     }
 
-    fn ok(&mut self, command: Command) {
+    fn ok(&mut self, command: &Command) {
         self.index += 1;
         let stamp = Stamp { index: self.index, time: Timestamp(self.now) };
-        apply(&mut self.state, &stamp, &command).unwrap_or_else(|refused| panic!("{refused}: {command:?}"));
+        apply(&mut self.state, &stamp, command).unwrap_or_else(|refused| panic!("{refused}: {command:?}"));
         invariant::check(&self.state).unwrap();
     }
 
     fn write(&mut self, write: Write) {
-        self.ok(Command::Write { key: format!("k{}", self.index), write });
+        self.ok(&Command::Write { key: format!("k{}", self.index), write });
     }
 
     fn host(&mut self, number: u64) {
         let token = format!("t{number}");
         self.write(Write::CreateToken { sha256: token.clone(), expires: Timestamp(self.now + 1_000) });
         let (name, labels) = (format!("h{number}").parse().unwrap(), Labels::new());
-        self.ok(Command::JoinHost {
+        self.ok(&Command::JoinHost {
             token_sha256: token,
             uid: host(number),
             name,
@@ -81,7 +81,7 @@ impl Fleet {
             ..HostCapabilities::default()
         };
         let agent_version = "0.1".to_owned();
-        self.ok(Command::OpenSession { host: host(number), session: 1, agent_version, capabilities });
+        self.ok(&Command::OpenSession { host: host(number), session: 1, agent_version, capabilities });
     }
 
     fn mode(&mut self, mode: BalanceMode) {
@@ -96,10 +96,10 @@ impl Fleet {
         let (uid, labels) = (vm(number), Labels::new());
         self.write(Write::CreateVm { uid, own_uid: false, name, labels, spec });
         let (generation, incarnation) = self.card(number);
-        self.ok(Command::BindVm { vm: vm(number), generation, incarnation, host: host(0), why: None });
+        self.ok(&Command::BindVm { vm: vm(number), generation, incarnation, host: host(0), why: None });
         let (_, incarnation) = self.card(number);
         let seen = Seen::Running { pid: None, vnc: None };
-        self.ok(Command::Observe { vm: vm(number), host: host(0), incarnation, seen });
+        self.ok(&Command::Observe { vm: vm(number), host: host(0), incarnation, seen });
     }
 
     fn card(&self, number: u64) -> (dunlin_model::Generation, dunlin_model::Incarnation) {
@@ -129,7 +129,7 @@ impl Fleet {
     fn settle(&mut self) -> usize {
         let commands = self.look();
         let count = commands.len();
-        commands.into_iter().for_each(|command| self.ok(command));
+        commands.iter().for_each(|command| self.ok(command));
         count
     }
 
@@ -155,7 +155,7 @@ impl Fleet {
                 MigrationEvent::HandOver { figures },
                 MigrationEvent::Arrived { figures, outcome: MigrationOutcome::Moved },
             ] {
-                self.ok(Command::Migrate { migration, event });
+                self.ok(&Command::Migrate { migration, event });
             }
         }
     }
