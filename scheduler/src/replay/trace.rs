@@ -213,3 +213,100 @@ fn days(slots: &BTreeMap<u64, u32>) -> Vec<Vec<u32>> {
     });
     filled.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VMS: &str = "vm,start_time,cpu_count,cpu_mhz_total,mem_mb_or_unit_as_in_source\n7,x,2,5200.000,4194304\n9,x,1,2600,1\n";
+
+    /// A day of VM 7 in five-minute samples, one of them covering two slots and one a gap of days.
+    fn samples() -> String {
+        let mut text = "vm,timestamp,duration_ms,cpu_count,cpu_mhz\n".to_owned();
+        for slot in 1..=DAY_SLOTS {
+            let (hour, minute) = (slot / 12, slot % 12 * 5);
+            let stamp = match hour {
+                24 => "2013-09-02 00:00:00+00:00".to_owned(),
+                _ => format!("2013-09-01 {hour:02}:{minute:02}:00+00:00"),
+            };
+            match slot {
+                3 => {}
+                4 => text.push_str(&format!("7,{stamp},600000,2,2600.0\n")),
+                1 => text.push_str(&format!("7,{stamp},400538000,2,1300\n")),
+                _ => text.push_str(&format!("7,{stamp},300000,2,5200\n")),
+            }
+        }
+        text
+    }
+
+    /// Samples become slots of a day, by the time they stand for; a gap stands for one slot only.
+    #[test]
+    fn samples_fill_the_slots_they_stand_for() {
+        let trace = LoadTrace::read(("vms", VMS), ("cpu", &samples())).unwrap();
+        assert_eq!(trace.vms.len(), 1, "VM 9 was never measured");
+        let vm = &trace.vms[0];
+        assert_eq!((vm.name.as_str(), vm.cpus, vm.mem_mib, vm.days.len()), ("7", 2, 4_096, 1));
+        assert_eq!(vm.days[0][..6], [500, 2_000, 1_000, 1_000, 2_000, 2_000]);
+        assert_eq!(trace.draw(100, 1), trace.draw(100, 1));
+    }
+
+    /// A bad line is told by file, line, field and reason.
+    #[test]
+    fn bad_traces_are_refused_with_their_line() {
+        let check = |vms: &str, samples: &str, expected: &str| {
+            let error = LoadTrace::read(("vms.csv", vms), ("cpu.csv", samples)).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        };
+        let head = "vm,timestamp,duration_ms,cpu_mhz\n";
+        let one = |line: &str| format!("{head}{line}\n");
+        check(
+            "vm,cpu_count\n",
+            head,
+            "vms.csv:1: cpu_mhz_total: no column of that name; wanted: vm, cpu_count, \
+               cpu_mhz_total, mem_mb_or_unit_as_in_source",
+        );
+        check(
+            "",
+            head,
+            "vms.csv:0: vm: no column of that name; wanted: vm, cpu_count, cpu_mhz_total, \
+               mem_mb_or_unit_as_in_source",
+        );
+        check(
+            &VMS.replace("7,x,2", "7,x,0"),
+            head,
+            "vms.csv:2: cpu_count: 0 is out of range; allowed: 1 to 4096",
+        );
+        check(VMS, &one("8,2013-09-01 00:05:00+00:00,1,1"), "cpu.csv:2: vm: \"8\" is not in vms.csv");
+        check(
+            VMS,
+            &one("7,yesterday,1,1"),
+            "cpu.csv:2: timestamp: \"yesterday\" is not like 2013-08-12 13:40:46+00:00",
+        );
+        check(
+            VMS,
+            &one("7,2013-09-01 00:05:00+00:00,1,-3"),
+            "cpu.csv:2: cpu_mhz: \"-3\" is not a decimal number",
+        );
+        check(VMS, &one("7,2013-09-01 00:05:00+00:00,1"), "cpu.csv:2: cpu_mhz: the line has no column 4");
+    }
+
+    proptest! {
+        /// Whatever is done to the files, they are read or refused.
+        #[test]
+        fn no_text_breaks_the_reader(cuts in proptest::collection::vec((any::<u16>(), any::<u8>(), "[0-9,.: +\n-]{0,5}"), 1..5)) {
+            let (mut vms, mut samples) = (VMS.to_owned(), samples());
+            for (at, length, with) in &cuts {
+                for text in [&mut vms, &mut samples] {
+                    let from = usize::from(*at) % (text.len() + 1);
+                    let to = (from + usize::from(*length) % 16).min(text.len());
+                    text.replace_range(from..to, with);
+                }
+            }
+            if let Ok(trace) = LoadTrace::read(("vms", &vms), ("cpu", &samples)) {
+                prop_assert!(trace.vms.iter().all(|vm| vm.days.iter().all(|day| day.len() == DAY_SLOTS)));
+            }
+        }
+    }
+}
