@@ -9,6 +9,8 @@
 //!                     ^                      ^
 //!   raft (log, state) +---- drive (leader) --+---- reconcile (pure)
 //! ```
+//! Both come in by `front`, the one port.
+//!
 //! Invariants. Only `raft` names the consensus and storage crates. Only `api` and `session` name generated protocol
 //! types. Only `clock` reads the wall clock, and only `mint` draws randomness. Leader-only work is fenced by the term.
 
@@ -21,6 +23,7 @@ mod config;
 mod drive;
 mod fleet;
 mod found;
+mod front;
 mod kin;
 mod mint;
 mod node;

@@ -5,15 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use dunlin_model::Invalid;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
 
-use crate::Config;
 use crate::api::{Advice, Api, keep_blobs};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
@@ -22,11 +20,8 @@ use crate::kin::{self, Stranger};
 use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason};
 use crate::session::Gate;
+use crate::{Config, front};
 
-/// How often a quiet connection is tried: a client or agent whose host lost its power must not hold its streams for ever.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-/// How long the answer to that may take; a busy client is not cut off for being slow.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long calls under way may take to end when the controller stops. Streams are told to end at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -55,9 +50,6 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The API server failed.
-    #[error("serve clients and agents")]
-    Serve(#[source] tonic::transport::Error),
     /// Its data directory is sound, but another cluster's.
     #[error("the data directory is not this controller's")]
     Stranger(#[source] Stranger),
@@ -102,7 +94,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 pub struct Controller {
     pub(crate) node: Arc<Node>,
     loops: JoinSet<()>,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: tokio::task::JoinHandle<()>,
     served: CancellationToken,
 }
 
@@ -124,7 +116,7 @@ impl Controller {
         loops.spawn(drive(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));
         let served = CancellationToken::new();
-        let server = tokio::spawn(serve(Arc::clone(&node), listener, served.clone()));
+        let server = tokio::spawn(front::serve(routes(&node), listener, served.clone()));
         tracing::info!(controller = %id, endpoint, "serves");
         Ok(Self { node, loops, server, served })
     }
@@ -152,31 +144,8 @@ impl Controller {
     }
 }
 
-/// Serves clients and agents on one port.
-///
-/// DECISION: tonic's own server, for HTTP/2 without TLS. REST and the portal will need HTTP/1.1 on the same port; then
-/// `routes(node).into_axum_router()` is merged with theirs and hosted by axum, and nothing but this function changes.
-async fn serve(
-    node: Arc<Node>,
-    listener: TcpListener,
-    served: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let incoming = futures_util::StreamExt::map(TcpListenerStream::new(listener), |accepted| {
-        accepted.inspect(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "a connection keeps Nagle's delay");
-            }
-        })
-    });
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_routes(routes(&node))
-        .serve_with_incoming_shutdown(incoming, served.cancelled_owned())
-        .await
-}
-
-fn routes(node: &Arc<Node>) -> Routes {
+/// Everything that is served, on one port.
+fn routes(node: &Arc<Node>) -> Router {
     let routes = Routes::new(Api::service(Arc::clone(node))).add_service(Gate::service(Arc::clone(node)));
-    routes.add_service(Advice::service(Arc::clone(node))).prepare()
+    routes.add_service(Advice::service(Arc::clone(node))).prepare().into_axum_router()
 }
