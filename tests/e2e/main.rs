@@ -10,6 +10,7 @@ mod faults;
 mod full_disk;
 mod input;
 mod lifecycle;
+mod linear;
 mod migration;
 mod restart;
 mod site;

@@ -197,6 +197,14 @@ impl Fleet {
         cluster["status"]["leader"].as_u64().context("no leader known")
     }
 
+    /// Where each controller answers, by their numbers.
+    pub fn endpoints(&self) -> anyhow::Result<Vec<String>> {
+        let cluster = self.json(&["cluster", "show"])?;
+        let controllers = cluster["status"]["controllers"].as_array().context("no controllers")?;
+        let endpoint = |known: &Value| known["endpoint"].as_str().map(str::to_owned);
+        controllers.iter().map(endpoint).collect::<Option<_>>().context("a controller without an endpoint")
+    }
+
     /// The QEMU processes of a VM, on any host.
     pub fn guests(&self, vm: &Vm) -> Vec<Process> {
         process::guests(&self.dir(), &vm.metadata.uid.to_string())

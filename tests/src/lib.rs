@@ -5,11 +5,13 @@
 
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
+pub mod client;
 pub mod condition;
 pub mod console;
 pub mod fleet;
 pub mod folders;
 pub mod follower;
+pub mod linear;
 pub mod process;
 pub mod ring;
 
