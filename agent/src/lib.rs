@@ -85,8 +85,8 @@ const REST_EVERY: Duration = Duration::from_secs(60);
 async fn rest() {
     loop {
         tokio::time::sleep(REST_EVERY).await;
-        if let Err(error) = dunlin_drivers::footprint::release_code() {
-            tracing::debug!(%error, "code that is not in use stays resident");
+        if let Err(error) = dunlin_drivers::footprint::release() {
+            tracing::debug!(%error, "what is not in use stays resident");
         }
     }
 }
