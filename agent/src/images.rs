@@ -328,12 +328,12 @@ async fn listed(endpoint: &str) -> Result<BTreeSet<String>, Fault> {
         let page = client.list(request.clone()).await?.into_inner();
         for object in page.objects {
             let Some(v1::object::Choice::Image(image)) = object.choice else { continue };
-            request.after = image.metadata.map(|metadata| metadata.name).unwrap_or_default();
             hashes.extend(image.spec.map(|spec| spec.sha256));
         }
         if !page.more {
             return Ok(hashes);
         }
+        request.page_token = page.next_page_token;
     }
 }
 

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::verbs::apply::{ApplyArgs, DeleteArgs};
 use crate::verbs::balance::BalanceVerb;
 use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
 use crate::verbs::explain::ExplainArgs;
+use crate::verbs::get::GetArgs;
 use crate::verbs::host_set::HostSetArgs;
 use crate::verbs::simulate::SimulateArgs;
 use crate::verbs::vm_flags::VmFlags;
@@ -75,6 +77,14 @@ pub(crate) enum Noun {
     /// Levelling the load by live migration
     #[command(subcommand)]
     Balance(BalanceVerb),
+    /// Show objects of any kind
+    Get(GetArgs),
+    /// Make the fleet as files say: what they do not say stays as it is
+    Apply(ApplyArgs),
+    /// Show what `apply` would change
+    Diff(ApplyArgs),
+    /// Delete what files name
+    Delete(DeleteArgs),
     /// Say why a VM, host or migration is as it is
     Explain(ExplainArgs),
     /// Replay arrivals over a fleet file under a policy, or plan a Ganeti cluster
@@ -413,9 +423,15 @@ pub(crate) struct WaitArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Only those with these labels
-    #[arg(long = "selector", short = 'l', value_name = "KEY=VALUE", value_parser = key_value, value_delimiter = ',')]
-    pub(crate) labels: Vec<(String, String)>,
+    /// Only those with such labels: a=b, a!=b, 'a in (b,c)', a, '!a'; several with commas
+    #[arg(long, short = 'l', default_value = "", hide_default_value = true)]
+    pub(crate) selector: String,
+    /// Only those with such fields, as in status.phase=Running
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) field_selector: String,
+    /// At most so many; 0 for all
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub(crate) limit: u32,
     /// Go on printing what changes
     #[arg(long, short = 'w')]
     pub(crate) watch: bool,

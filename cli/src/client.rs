@@ -27,6 +27,10 @@ pub(crate) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(600);
 /// When nobody has answered for so long, whoever waits is told.
 const REMARK_AFTER: Duration = Duration::from_secs(3);
 
+/// How often a list is begun again when its later pages are gone: a fleet whose controllers change that often has other
+/// troubles.
+const LIST_TRIES_MAX: usize = 3;
+
 /// How tonic begins to tell of a server that speaks HTTP/2, but not gRPC.
 const NO_GRPC: &str = "grpc-status header missing";
 
@@ -91,8 +95,13 @@ impl Fleet {
                         Fault::new(ErrorCode::Deadline, format!("no answer within {:?}", self.try_timeout))
                     }
                 };
-                let elsewhere =
-                    matches!(fault.code, ErrorCode::NotLeader | ErrorCode::Unavailable | ErrorCode::Deadline);
+                let elsewhere = matches!(
+                    fault.code,
+                    ErrorCode::NotLeader
+                        | ErrorCode::Unavailable
+                        | ErrorCode::Deadline
+                        | ErrorCode::Overloaded
+                );
                 if fault.message.starts_with(NO_GRPC) {
                     let why =
                         Fault::new(ErrorCode::Unavailable, "what listens there is no Dunlin controller");
@@ -137,30 +146,37 @@ impl Fleet {
         self.object(async |mut client| client.get(request.clone()).await).await
     }
 
-    /// All objects of a kind with these labels, and the revision of the list.
-    pub(crate) async fn list(
-        &self,
-        kind: Kind,
-        labels: &[(String, String)],
-        stale: bool,
-    ) -> Result<(Revision, Vec<Object>), Fault> {
+    /// Every object of a kind, and the revision of the list.
+    pub(crate) async fn list(&self, kind: Kind, stale: bool) -> Result<Listed, Fault> {
         let consistency = if stale { v1::Consistency::Stale } else { v1::Consistency::Linearizable };
-        let mut request = v1::ListRequest {
+        let request = v1::ListRequest {
             kind: v1::Kind::from(kind).into(),
-            labels: labels.iter().cloned().collect(),
             consistency: consistency.into(),
-            ..Default::default()
+            ..v1::ListRequest::default()
         };
-        let mut objects = Vec::new();
+        self.select(request).await
+    }
+
+    /// The objects that are asked for, page by page. When the pages of one revision come to an early end, because another
+    /// controller had to be asked, the list is begun again.
+    pub(crate) async fn select(&self, ask: v1::ListRequest) -> Result<Listed, Fault> {
+        let most = usize::try_from(ask.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let (mut request, mut objects, mut begun) = (ask.clone(), Vec::new(), 1);
         loop {
-            let page = self.call(async |mut client| client.list(request.clone()).await).await?;
+            let page = match self.call(async |mut client| client.list(request.clone()).await).await {
+                Err(fault) if fault.code == ErrorCode::Compacted && begun < LIST_TRIES_MAX => {
+                    (request, objects, begun) = (ask.clone(), Vec::new(), begun + 1);
+                    continue;
+                }
+                page => page?,
+            };
             for object in page.objects {
                 objects.push(Object::try_from(object)?);
             }
-            match objects.last() {
-                Some(last) if page.more => request.after = last.name().to_string(),
-                _ => return Ok((Revision(page.revision), objects)),
+            if !page.more || objects.len() >= most {
+                return Ok(Listed { revision: Revision(page.revision), objects, more: page.more });
             }
+            request.page_token = page.next_page_token;
         }
     }
 
@@ -174,6 +190,15 @@ impl Fleet {
         let stream = self.call(async |mut client| client.watch(request.clone()).await).await?;
         Ok(Watch { fleet: self.clone(), request, stream })
     }
+}
+
+/// A list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) revision: Revision,
+    pub(crate) objects: Vec<Object>,
+    /// There are more, which were not asked for.
+    pub(crate) more: bool,
 }
 
 /// A watch that survives the controller it began on: it resumes elsewhere from the last revision it saw.
@@ -210,9 +235,8 @@ impl Watch {
                     continue;
                 }
             };
-            // One revision may change several objects: only a bookmark or a higher revision says that it is complete.
-            let complete = event.object.is_none();
-            let seen = if complete { event.revision } else { event.revision.saturating_sub(1) };
+            // One revision may change several objects, and is behind us only with the last of them.
+            let seen = if event.complete { event.revision } else { event.revision.saturating_sub(1) };
             self.request.after_revision = self.request.after_revision.max(seen);
             let deleted = event.r#type() == v1::watch_event::Type::Deleted;
             if let Some(object) = event.object {

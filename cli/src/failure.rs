@@ -9,6 +9,9 @@ pub(crate) const EXIT_OTHER: u8 = 1;
 /// Exit status when `--wait` ended otherwise than hoped for.
 pub(crate) const EXIT_WAIT: u8 = 12;
 
+/// Exit status of `diff` when something would change.
+pub(crate) const EXIT_DIFFERS: u8 = 13;
+
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
@@ -23,6 +26,9 @@ pub(crate) enum Failure {
     /// `--wait` saw it end otherwise.
     #[error("{0}")]
     Wait(String),
+    /// `diff` saw that `apply` would change something.
+    #[error("{0}")]
+    Differs(String),
     /// Reading or writing something on this machine.
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
@@ -45,6 +51,7 @@ impl Failure {
             Self::Invalid(_) => ErrorCode::InvalidArgument.exit(),
             Self::Context(_) => ErrorCode::InvalidArgument.exit(),
             Self::Wait(_) => EXIT_WAIT,
+            Self::Differs(_) => EXIT_DIFFERS,
             Self::Io { .. } | Self::Local(_) => EXIT_OTHER,
         }
     }

@@ -7,7 +7,8 @@ use dunlin_model::cluster::Controller;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Peers, WATCHES_MAX};
+use crate::api::call::CALLS_MAX;
+use crate::api::{Pages, Peers, Streams};
 use crate::blob::BlobStore;
 use crate::fleet::Replica;
 use crate::room::Room;
@@ -27,8 +28,12 @@ pub(crate) struct Node {
     /// What those agents report.
     pub(crate) board: Board,
     pub(crate) tunnels: Tunnels,
-    /// One permit per watch stream.
-    pub(crate) watches: Arc<Semaphore>,
+    /// One permit per call under way.
+    pub(crate) calls: Arc<Semaphore>,
+    /// Watches and consoles that are open here.
+    pub(crate) streams: Streams,
+    /// Revisions of which somebody is reading a list page by page.
+    pub(crate) pages: Pages,
     /// Cancelled when the controller stops.
     pub(crate) closing: CancellationToken,
 }
@@ -45,7 +50,9 @@ impl Node {
             sessions: Sessions::default(),
             board: Board::default(),
             tunnels: Tunnels::default(),
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            streams: Streams::default(),
+            pages: Pages::default(),
             closing: CancellationToken::new(),
         }
     }

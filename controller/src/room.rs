@@ -66,7 +66,7 @@ impl Room {
 /// Does it end or remove something? That is how room is made.
 fn lets_go(write: &Write) -> bool {
     matches!(
-        write,
+        write.inner(),
         Write::DeleteVm { .. }
             | Write::DeleteImage { .. }
             | Write::RemoveHost { .. }

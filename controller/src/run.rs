@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{Advice, Api, keep_blobs};
+use crate::api::{Advice, Api, keep_blobs, rest_fallback, rest_router};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
@@ -146,6 +146,8 @@ impl Controller {
 
 /// Everything that is served, on one port.
 fn routes(node: &Arc<Node>) -> Router {
-    let routes = Routes::new(Api::service(Arc::clone(node))).add_service(Gate::service(Arc::clone(node)));
-    routes.add_service(Advice::service(Arc::clone(node))).prepare().into_axum_router()
+    let (api, advice) = (Api::new(Arc::clone(node)), Advice::new(Arc::clone(node)));
+    let rest = rest_router(node, &api, &advice);
+    let grpc = Routes::new(api.service()).add_service(Gate::service(Arc::clone(node)));
+    rest_fallback(grpc.add_service(advice.service()).prepare().into_axum_router().merge(rest))
 }

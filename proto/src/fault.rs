@@ -44,6 +44,30 @@ impl Fault {
         self
     }
 
+    /// What the message says of a field or of names, taken out for programs. Messages of [`Invalid`] and of a name that
+    /// nothing carries have a fixed form, whatever way they came.
+    #[must_use]
+    pub fn details(&self) -> Details {
+        let mut details = Details::default();
+        match self.code {
+            ErrorCode::InvalidArgument => {
+                if let Some((rest, allowed)) = self.message.rsplit_once("; allowed: ")
+                    && let Some((field, _)) = rest.split_once(": ")
+                {
+                    details.field = Some(field.to_owned());
+                    details.allowed = Some(allowed.to_owned());
+                }
+            }
+            ErrorCode::NotFound => {
+                if let Some((_, names)) = self.message.split_once("; did you mean ") {
+                    details.near = names.trim_end_matches('?').split(", ").map(str::to_owned).collect();
+                }
+            }
+            _ => {}
+        }
+        details
+    }
+
     /// Reads what a server, or the transport under it, said.
     #[must_use]
     pub fn from_status(status: &Status) -> Self {
@@ -58,10 +82,23 @@ impl Fault {
     }
 }
 
+/// What a message says, for programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// The field that is wrong, by its path.
+    pub field: Option<String>,
+    /// What would have been accepted.
+    pub allowed: Option<String>,
+    /// Names that are nearly the one asked for.
+    pub near: Vec<String>,
+}
+
 /// The code of a status that no part of Dunlin made.
 fn code_of(status: &Status) -> ErrorCode {
     match status.code() {
         Code::Unavailable | Code::Cancelled => ErrorCode::Unavailable,
+        // tonic's own word for a message beyond the bound.
+        Code::OutOfRange => ErrorCode::TooLarge,
         Code::DeadlineExceeded => ErrorCode::Deadline,
         // Only a status made on this side has a source: the connection broke, nobody answered.
         Code::Unknown | Code::Internal if std::error::Error::source(status).is_some() => {

@@ -4,6 +4,7 @@
 //! name a generated type; everything behind them speaks `dunlin_model`.
 
 mod convert;
+pub mod document;
 mod fault;
 #[cfg(test)]
 mod strategy;
@@ -11,7 +12,7 @@ mod strategy;
 mod tests;
 
 pub use convert::{Wire, read};
-pub use fault::Fault;
+pub use fault::{Details, Fault};
 
 /// The generated types of `dunlin/v1/*.proto`.
 #[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub)]

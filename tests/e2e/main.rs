@@ -5,6 +5,7 @@
 
 mod advice;
 mod balance;
+mod declare;
 mod environment;
 mod faults;
 mod full_disk;

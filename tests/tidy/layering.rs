@@ -29,7 +29,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "dunlin-model",
         below: &[],
-        outside: Outside::Only(&["serde", "serde_json", "uuid", "thiserror", "jiff"]),
+        outside: Outside::Only(&["schemars", "serde", "serde_json", "uuid", "thiserror", "jiff"]),
     },
     Layer {
         name: "dunlin-scheduler",

@@ -87,6 +87,8 @@ impl Fleet for Fake {
         watch(v1::WatchRequest) -> Self::WatchStream;
         create(v1::CreateRequest) -> v1::Object;
         update(v1::UpdateRequest) -> v1::Object;
+        patch(v1::PatchRequest) -> v1::Object;
+        apply(v1::ApplyRequest) -> v1::Object;
         delete(v1::DeleteRequest) -> v1::Object;
         set_power(v1::SetPowerRequest) -> v1::Object;
         start_task(v1::StartTaskRequest) -> v1::Object;

@@ -178,7 +178,7 @@ async fn answering(fleet: &Fleet, daemons: &[Daemon]) -> Result<(), Failure> {
     let deadline = Instant::now() + UP_TIMEOUT;
     loop {
         daemons.iter().try_for_each(Daemon::check)?;
-        match fleet.list(Kind::Cluster, &[], false).await {
+        match fleet.list(Kind::Cluster, false).await {
             Ok((_, clusters)) if !clusters.is_empty() => return Ok(()),
             Err(fault) if !fault.code.retryable() || Instant::now() > deadline => return Err(fault.into()),
             _ => tokio::time::sleep(LOOK_PAUSE).await,
@@ -187,7 +187,8 @@ async fn answering(fleet: &Fleet, daemons: &[Daemon]) -> Result<(), Failure> {
 }
 
 async fn token(fleet: &Fleet) -> Result<String, Failure> {
-    let request = v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s: TOKEN_TTL_S };
+    let request =
+        v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s: TOKEN_TTL_S, dry_run: false };
     Ok(fleet.call(async |mut client| client.create_token(request.clone()).await).await?.token)
 }
 
@@ -195,7 +196,7 @@ async fn hosts_up(fleet: &Fleet, wanted: usize, daemons: &[Daemon]) -> Result<()
     let deadline = Instant::now() + UP_TIMEOUT;
     loop {
         daemons.iter().try_for_each(Daemon::check)?;
-        let (_, hosts) = fleet.list(Kind::Host, &[], false).await?;
+        let hosts = fleet.list(Kind::Host, false).await?.objects;
         let up =
             |object: &&Object| matches!(object, Object::Host(host) if host.status.phase == HostPhase::Up);
         let count = hosts.iter().filter(up).count();

@@ -88,6 +88,9 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 
 /// Tells of a failure: for people a sentence, for programs the code too.
 pub(crate) fn failed(format: Format, failure: &Failure) {
+    if let Failure::Differs(_) = failure {
+        return remark(&failure.to_string());
+    }
     match (format, failure.code()) {
         (Format::Json, code) => {
             let code = code.map(dunlin_model::ErrorCode::as_str);
@@ -104,12 +107,22 @@ pub(crate) fn remark(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// An object as JSON's value.
+pub(crate) fn value_of(object: &Object) -> serde_json::Value {
+    serde_json::to_value(object).expect("objects have string keys")
+}
+
+/// YAML as it is printed.
+pub(crate) fn yaml_text(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).expect("objects have string keys");
+    serde_norway::to_string(&value).expect("a JSON value is YAML")
+}
+
 fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&serde_json::to_string_pretty(value).expect("objects have string keys"))
 }
 
 /// YAML by way of JSON's value, so that both read alike: written directly, an enum would become a YAML tag.
 fn yaml(value: &impl Serialize) -> Result<(), Failure> {
-    let value = serde_json::to_value(value).expect("objects have string keys");
-    line(&serde_norway::to_string(&value).expect("a JSON value is YAML"))
+    line(&yaml_text(value))
 }

@@ -7,7 +7,7 @@ use dunlin_proto::v1;
 
 use super::{Session, listing};
 use crate::args::{Format, ListArgs, whole};
-use crate::client::idempotency_key;
+use crate::client::{Listed, idempotency_key};
 use crate::failure::Failure;
 use crate::output;
 
@@ -66,7 +66,7 @@ async fn apply(session: &Session, level: Option<u32>) -> Result<(), Failure> {
 
 async fn decide(session: &Session, names: Vec<String>, approve: bool) -> Result<(), Failure> {
     for name in names {
-        let request = v1::DecideRequest { idempotency_key: idempotency_key(), name, approve };
+        let request = v1::DecideRequest { idempotency_key: idempotency_key(), name, approve, dry_run: false };
         let decided = session.fleet.object(async |mut client| client.decide(request.clone()).await).await?;
         output::done(session.format, if approve { "approved" } else { "dismissed" }, &decided)?;
     }
@@ -75,7 +75,7 @@ async fn decide(session: &Session, names: Vec<String>, approve: bool) -> Result<
 
 async fn history(session: &Session) -> Result<(), Failure> {
     let around = listing::surroundings(session, Kind::Migration).await?;
-    let (revision, mut items) = session.fleet.list(Kind::Migration, &[], false).await?;
+    let Listed { revision, objects: mut items, .. } = session.fleet.list(Kind::Migration, false).await?;
     items.retain(|item| matches!(item, Object::Migration(m) if m.spec.cause == MigrationCause::Balance));
     items.sort_by_key(|item| match item {
         Object::Migration(migration) => migration.metadata.created,

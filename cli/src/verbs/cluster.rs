@@ -9,7 +9,7 @@ use serde_json::json;
 use super::vm_flags::{VmFlags, once, set, word};
 use super::{Session, host, vm_create};
 use crate::args::{ClusterVerb, Format, TokenVerb, key_value, whole};
-use crate::client::idempotency_key;
+use crate::client::{Listed, idempotency_key};
 use crate::failure::Failure;
 use crate::output;
 
@@ -61,7 +61,7 @@ pub(crate) struct CapacityArgs {
 }
 
 pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Failure> {
-    let (revision, clusters) = session.fleet.list(Kind::Cluster, &[], false).await?;
+    let Listed { revision, objects: clusters, .. } = session.fleet.list(Kind::Cluster, false).await?;
     let Some(cluster) = clusters.first() else {
         return Err(Failure::Local("the cluster is not founded yet".into()));
     };
@@ -184,7 +184,7 @@ async fn capacity(session: &Session, args: CapacityArgs) -> Result<(), Failure> 
 
 pub(crate) async fn token(session: &Session, verb: TokenVerb) -> Result<(), Failure> {
     let TokenVerb::Create { ttl_s } = verb;
-    let request = v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s };
+    let request = v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s, dry_run: false };
     let made = session.fleet.call(async |mut client| client.create_token(request.clone()).await).await?;
     match session.format {
         Format::Table | Format::Wide => output::line(&made.token),

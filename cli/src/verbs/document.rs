@@ -1,55 +1,16 @@
-//! Objects as a user writes them, in YAML or JSON.
+//! Objects as a user writes them, in YAML or JSON, in files.
 //!
-//! Nothing in them is passed over: a field that is unknown, said twice, or of another type is refused by its path, with
-//! the field that was probably meant. What the fleet itself adds to an object (its status, its counters) is known by name
-//! and left out. Says nothing about what values are allowed; that is for the model.
+//! Whatever is refused is refused by the name of the file and the path within it. What may stand in an object is for
+//! `dunlin_proto::document`, what values are allowed for the model.
 
+use dunlin_model::Invalid;
 use dunlin_model::vm::VmSpec;
-use dunlin_model::{Invalid, Labels, Name, VmId};
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use dunlin_proto::document::{self, Written};
+use serde::Deserialize as _;
 use serde_json::Value;
 
-/// Most edits between what was written and what is offered in its place, as a share of what was written.
-const NEAR_SHARE: usize = 2;
-
 /// What `vm create -f` takes from an object.
-#[derive(Debug)]
-pub(crate) struct Document {
-    pub(crate) metadata: Metadata,
-    pub(crate) spec: VmSpec,
-}
-
-/// A whole object as `vm show -o yaml` prints it, with or without what the fleet adds.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    #[serde(rename = "kind")]
-    _kind: Option<IgnoredAny>,
-    #[serde(default)]
-    metadata: Metadata,
-    spec: VmSpec,
-    #[serde(rename = "status")]
-    _status: Option<IgnoredAny>,
-}
-
-/// The part of `metadata` that a user may say.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Metadata {
-    #[serde(default)]
-    pub(crate) name: Option<Name>,
-    #[serde(default)]
-    pub(crate) uid: Option<VmId>,
-    #[serde(default)]
-    pub(crate) labels: Labels,
-    #[serde(rename = "generation")]
-    _generation: Option<IgnoredAny>,
-    #[serde(rename = "revision")]
-    _revision: Option<IgnoredAny>,
-    #[serde(rename = "created")]
-    _created: Option<IgnoredAny>,
-}
+pub(crate) type Document = Written<VmSpec>;
 
 /// Reads a Vm. `origin` is what to call the text in a refusal.
 pub(crate) fn parse(text: &[u8], origin: &str) -> Result<Document, Invalid> {
@@ -58,8 +19,14 @@ pub(crate) fn parse(text: &[u8], origin: &str) -> Result<Document, Invalid> {
     if let Some(kind) = kind.filter(|kind| kind.as_str() != Some("Vm")) {
         return Err(Invalid::new(format!("{origin}: kind"), format!("{kind} is not made here"), "Vm"));
     }
-    let Written { metadata, spec, .. } = read(&value, origin)?;
-    Ok(Document { metadata, spec })
+    document::read(&value).map_err(|e| within(origin, e))
+}
+
+/// The refusal, with the name of the text it stands in.
+pub(crate) fn within(origin: &str, refusal: Invalid) -> Invalid {
+    let field =
+        if refusal.field.is_empty() { origin.to_owned() } else { format!("{origin}: {}", refusal.field) };
+    Invalid { field, ..refusal }
 }
 
 /// Any YAML, of which JSON is a part, as JSON's value: read directly, an enum would have to be written as a YAML tag.
@@ -75,79 +42,33 @@ fn value(text: &[u8], origin: &str) -> Result<Value, Invalid> {
     }
 }
 
-fn read<T: DeserializeOwned>(value: &Value, origin: &str) -> Result<T, Invalid> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let refusal = refusal(&error.inner().to_string());
-        let path = match (path.as_str(), refusal.field.as_str()) {
-            (".", "") => return Invalid { field: origin.to_owned(), ..refusal },
-            (".", field) => field.to_owned(),
-            (path, "") => path.to_owned(),
-            (path, field) => format!("{path}.{field}"),
-        };
-        Invalid { field: format!("{origin}: {path}"), ..refusal }
-    })
-}
-
-/// serde's words in ours. The field is what is missing within the path, if anything is.
-fn refusal(words: &str) -> Invalid {
-    let quoted =
-        |words: &str| -> Vec<String> { words.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
-    if let Some(rest) = words.strip_prefix("missing field ") {
-        return Invalid::new(quoted(rest).join("."), "is missing", "a value");
-    }
-    for (prefix, problem) in [("unknown field ", "there is no such field"), ("unknown variant ", "")] {
-        let Some(rest) = words.strip_prefix(prefix) else { continue };
-        let names = quoted(rest);
-        let Some((written, known)) = names.split_first() else { continue };
-        let problem =
-            if problem.is_empty() { format!("{written:?} is not known") } else { problem.to_owned() };
-        return Invalid::new("", problem, choices(written, known));
-    }
-    for prefix in ["invalid type: ", "invalid value: "] {
-        let Some((found, expected)) =
-            words.strip_prefix(prefix).and_then(|rest| rest.split_once(", expected "))
-        else {
+/// Every document of a text, in order; empty ones are passed over. Each with what to call it in a refusal.
+pub(crate) fn all(text: &[u8], origin: &str) -> Result<Vec<(String, Value)>, Invalid> {
+    let mut found = Vec::new();
+    for (number, document) in (1..).zip(serde_norway::Deserializer::from_slice(text)) {
+        let place = format!("{origin}, document {number}");
+        let wrong =
+            |e: serde_norway::Error| Invalid::new(place.clone(), e.to_string(), "an object in YAML or JSON");
+        let value = serde_norway::Value::deserialize(document).map_err(wrong)?;
+        if value.is_null() {
             continue;
-        };
-        return Invalid::new("", format!("{} does not fit", found.replace('`', "")), in_words(expected));
-    }
-    // A value that the model parses has said it all already, in our own words.
-    match words.rsplit_once("; allowed: ") {
-        Some((problem, allowed)) => {
-            let problem = problem.split_once(": ").map_or(problem, |(_, problem)| problem);
-            Invalid::new("", problem, allowed)
         }
-        None => Invalid::new("", words, "as `vm show -o yaml` prints it"),
-    }
-}
-
-/// What there is, and which of it was probably meant.
-fn choices(written: &str, known: &[String]) -> String {
-    let all = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
-    let written = written.to_lowercase();
-    let near = known.iter().map(|name| (strsim::damerau_levenshtein(&written, name), name)).min();
-    match near {
-        Some((edits, name)) if edits * NEAR_SHARE <= written.chars().count() => {
-            format!("{all}; did you mean `{name}`?")
+        let value: Value = serde_json::to_value(&value)
+            .map_err(|e| Invalid::new(place.clone(), e.to_string(), "keys that are text"))?;
+        match value.get("kind").and_then(Value::as_str) {
+            // As `get` and every `list` print it.
+            Some("List") => {
+                let items = value.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+                let named = (1..).zip(items).map(|(item, value)| (format!("{place}, item {item}"), value));
+                found.extend(named);
+            }
+            _ => found.push((place, value)),
         }
-        _ => all,
     }
-}
-
-fn in_words(expected: &str) -> String {
-    match expected {
-        "u8" => format!("a whole number, 0 to {}", u8::MAX),
-        "u16" => format!("a whole number, 0 to {}", u16::MAX),
-        "u32" => format!("a whole number, 0 to {}", u32::MAX),
-        "u64" => format!("a whole number, 0 to {}", u64::MAX),
-        "a string" | "a borrowed string" => "text".to_owned(),
-        "a boolean" => "true or false".to_owned(),
-        "a sequence" => "a list".to_owned(),
-        "a map" => "an object of fields".to_owned(),
-        struct_ if struct_.starts_with("struct ") => "an object of fields".to_owned(),
-        other => other.replace('`', ""),
+    if found.len() == 1 {
+        origin.clone_into(&mut found[0].0);
     }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -97,6 +97,7 @@ pub(crate) async fn delete(
         kind: v1::Kind::from(kind).into(),
         name: name.to_owned(),
         force,
+        ..v1::DeleteRequest::default()
     };
     Ok(session.fleet.object(async |mut client| client.delete(request.clone()).await).await?)
 }
@@ -120,6 +121,7 @@ async fn begin_task(session: &Session, kind: Kind, name: String, act: Act) -> Re
         kind: v1::Kind::from(kind).into(),
         name,
         act: Some(act.into()),
+        dry_run: false,
     };
     Ok(session.fleet.object(async |mut client| client.start_task(request.clone()).await).await?)
 }

@@ -3,7 +3,7 @@
 
 use std::io::SeekFrom;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dunlin_model::image::Image;
@@ -56,26 +56,8 @@ async fn import(
     format: Option<&str>,
     labels: Labels,
 ) -> Result<(), Failure> {
-    let format = format.map(parse_format).transpose()?;
-    let fetched;
-    let path = if source.starts_with("http://") || source.starts_with("https://") {
-        fetched = fetch(source).await?;
-        fetched.path.as_path()
-    } else {
-        Path::new(source)
-    };
-    let mut file =
-        tokio::fs::File::open(path).await.map_err(Failure::io(format!("opening {}", path.display())))?;
     let mut progress = Progress::new(&format!("image {name}"));
-    let (sha256, size_bytes, head) = digest(&mut file, path, &mut progress).await?;
-    let spec = ImageSpec {
-        format: format.unwrap_or_else(|| sniff(&head)),
-        sha256,
-        size_bytes,
-        source: source.to_owned(),
-    };
-    spec.validate()?;
-    upload(session, path, &spec, &mut progress).await?;
+    let spec = store(session, source, Path::new(source), format, &mut progress).await?;
     drop(progress);
     let metadata = Metadata {
         name,
@@ -95,6 +77,65 @@ async fn import(
     let image =
         session.fleet.patient().object(async |mut client| client.create(request.clone()).await).await?;
     output::done(session.format, "imported", &image)
+}
+
+/// Sends the bytes of a file or URL to a controller, unless that has them. Returns what an image of them says. `file` is
+/// where the source is when it is no URL.
+pub(super) async fn store(
+    session: &Session,
+    source: &str,
+    file: &Path,
+    format: Option<&str>,
+    progress: &mut Progress,
+) -> Result<ImageSpec, Failure> {
+    let Found { path, spec, .. } = find(source, file, format, progress).await?;
+    upload(session, &path, &spec, progress).await?;
+    Ok(spec)
+}
+
+/// The same without sending anything.
+pub(super) async fn examine(
+    source: &str,
+    file: &Path,
+    format: Option<&str>,
+    progress: &mut Progress,
+) -> Result<ImageSpec, Failure> {
+    Ok(find(source, file, format, progress).await?.spec)
+}
+
+/// Bytes that are at hand, and what an image of them says.
+struct Found {
+    path: PathBuf,
+    spec: ImageSpec,
+    /// What was downloaded is there as long as this is.
+    _fetched: Option<Fetched>,
+}
+
+async fn find(
+    source: &str,
+    file: &Path,
+    format: Option<&str>,
+    progress: &mut Progress,
+) -> Result<Found, Failure> {
+    let format = format.map(parse_format).transpose()?;
+    let fetched = if is_url(source) { Some(fetch(source).await?) } else { None };
+    let path = fetched.as_ref().map_or(file, |fetched| fetched.path.as_path()).to_owned();
+    let mut file =
+        tokio::fs::File::open(&path).await.map_err(Failure::io(format!("opening {}", path.display())))?;
+    let (sha256, size_bytes, head) = digest(&mut file, &path, progress).await?;
+    let spec = ImageSpec {
+        format: format.unwrap_or_else(|| sniff(&head)),
+        sha256,
+        size_bytes,
+        source: source.to_owned(),
+    };
+    spec.validate()?;
+    Ok(Found { path, spec, _fetched: fetched })
+}
+
+/// Is it one that is fetched, and not a file?
+pub(super) fn is_url(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
 }
 
 fn parse_format(text: &str) -> Result<ImageFormat, Invalid> {

@@ -1,16 +1,20 @@
 //! `list` of every kind, and `list --watch`.
 
+use dunlin_model::selector::{FieldSelector, LabelSelector};
 use dunlin_model::{ErrorCode, Kind, Object};
+use dunlin_proto::v1;
 
 use super::Session;
 use crate::args::{Format, ListArgs};
+use crate::client::Listed;
 use crate::failure::Failure;
 use crate::output::{self, Surroundings};
 
 /// Lists, and with `--watch` goes on listing changes until it is interrupted.
 pub(crate) async fn run(session: &Session, kind: Kind, args: &ListArgs) -> Result<(), Failure> {
     let around = surroundings(session, kind).await?;
-    let (revision, items) = session.fleet.list(kind, &args.labels, args.stale).await?;
+    let ask = ask(kind, args)?;
+    let Listed { revision, objects: items, more } = session.fleet.select(ask.clone()).await?;
     // A watch of JSON prints one object a line from the start, so that a reader needs one parser only.
     if args.watch && session.format == Format::Json {
         items.iter().try_for_each(print_json)?;
@@ -18,8 +22,13 @@ pub(crate) async fn run(session: &Session, kind: Kind, args: &ListArgs) -> Resul
         output::list(session.format, revision, &items, &around)?;
     }
     if !args.watch {
+        if more {
+            output::remark(&format!("there are more than {}", items.len()));
+        }
         return Ok(());
     }
+    let (labels, fields) =
+        (LabelSelector::parse(&args.selector)?, FieldSelector::parse(kind, &args.field_selector)?);
     let mut after = revision;
     loop {
         let mut watch = session.fleet.watch(&[kind], after, "").await?;
@@ -30,22 +39,37 @@ pub(crate) async fn run(session: &Session, kind: Kind, args: &ListArgs) -> Resul
                 Err(fault) => return Err(fault.into()),
             };
             // A resumed watch may repeat what was seen.
-            let matches =
-                args.labels.iter().all(|(key, value)| change.object.labels().get(key) == Some(value));
+            let matches = labels.matches(change.object.labels())
+                && (fields.is_any() || fields.matches(&output::value_of(&change.object)));
             if matches && change.object.revision() > after {
                 show(session, &change.object, change.deleted, &around)?;
             }
         }
-        (after, _) = session.fleet.list(kind, &args.labels, args.stale).await?;
+        after = session.fleet.select(v1::ListRequest { limit: 1, ..ask.clone() }).await?.revision;
         output::remark("the history was cut; watching from now on");
     }
+}
+
+/// What is typed, as a request. What cannot be read is refused before anything is asked.
+fn ask(kind: Kind, args: &ListArgs) -> Result<v1::ListRequest, Failure> {
+    LabelSelector::parse(&args.selector)?;
+    FieldSelector::parse(kind, &args.field_selector)?;
+    let consistency = if args.stale { v1::Consistency::Stale } else { v1::Consistency::Linearizable };
+    Ok(v1::ListRequest {
+        kind: v1::Kind::from(kind).into(),
+        consistency: consistency.into(),
+        label_selector: args.selector.clone(),
+        field_selector: args.field_selector.clone(),
+        limit: args.limit,
+        ..v1::ListRequest::default()
+    })
 }
 
 /// What the table of `kind` needs beside its objects.
 pub(crate) async fn surroundings(session: &Session, kind: Kind) -> Result<Surroundings, Failure> {
     let mut around = Surroundings::at_this_moment();
     if kind == Kind::Migration {
-        let (_, hosts) = session.fleet.list(Kind::Host, &[], true).await?;
+        let hosts = session.fleet.list(Kind::Host, true).await?.objects;
         around.hosts = hosts.iter().map(|host| (host.uid(), host.name().to_string())).collect();
     }
     Ok(around)

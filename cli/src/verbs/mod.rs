@@ -1,11 +1,14 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
+pub(crate) mod apply;
 pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod document;
 pub(crate) mod explain;
+pub(crate) mod files;
+pub(crate) mod get;
 pub(crate) mod host;
 pub(crate) mod host_set;
 pub(crate) mod image;
@@ -63,6 +66,10 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
         Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
         Noun::Balance(verb) => balance::run(&session, verb).await,
+        Noun::Get(args) => get::run(&session, args).await,
+        Noun::Apply(args) => apply::run(&session, &args).await,
+        Noun::Diff(args) => apply::diff(&session, &args).await,
+        Noun::Delete(args) => apply::delete(&session, &args).await,
         Noun::Explain(args) => explain::run(&session, args).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.

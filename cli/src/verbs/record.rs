@@ -19,6 +19,7 @@ pub(crate) async fn run(session: &Session, kind: Kind, verb: RecordVerb) -> Resu
                 idempotency_key: idempotency_key(),
                 kind: v1::Kind::from(kind).into(),
                 name,
+                dry_run: false,
             };
             let object =
                 session.fleet.object(async |mut client| client.cancel(request.clone()).await).await?;

@@ -80,6 +80,7 @@ async fn set_power(session: &Session, name: &str, power: Power) -> Result<Object
         idempotency_key: idempotency_key(),
         vm: name.to_owned(),
         power: v1::Power::from(power).into(),
+        ..v1::SetPowerRequest::default()
     };
     Ok(session.fleet.object(async |mut client| client.set_power(request.clone()).await).await?)
 }

@@ -91,8 +91,8 @@ struct Draft {
 async fn read(args: &VmCreateArgs) -> Result<Draft, Failure> {
     let mut draft = match (&args.file, &args.xml) {
         (Some(path), _) => {
-            let Document { metadata, spec } = document::parse(&bytes(path).await?, &told(path))?;
-            Draft { name: metadata.name, uid: metadata.uid, labels: metadata.labels, spec }
+            let Document { metadata, spec, .. } = document::parse(&bytes(path).await?, &told(path))?;
+            Draft { name: metadata.name, uid: metadata.uid.map(VmId), labels: metadata.labels, spec }
         }
         (_, Some(path)) => {
             let text = bytes(path).await?;
@@ -113,12 +113,12 @@ async fn read(args: &VmCreateArgs) -> Result<Draft, Failure> {
 }
 
 /// What to call a file in a message.
-fn told(path: &Path) -> String {
+pub(super) fn told(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
 
 /// The whole of a file, or of standard input for `-`.
-async fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) async fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = || Failure::io(format!("reading {}", told(path)));
     let mut text = Vec::new();
     if path == Path::new("-") {

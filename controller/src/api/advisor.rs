@@ -24,7 +24,7 @@ use crate::reconcile::level_by;
 const FAILURES_MAX: u64 = 16;
 
 /// The Advisor service of one controller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Advice {
     node: Arc<Node>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Advice {
 /// Carries a question to the leader and answers it there, on a thread of its own: over a large fleet it takes a while.
 macro_rules! answered {
     ($self:ident, $request:ident, $method:ident, $answer:expr) => {{
-        let call = Call::of(&$request, CALL_DEADLINE);
+        let call = Call::admit(&$self.node.calls, &$request, CALL_DEADLINE)?;
         let local = |asked| thinking(&$self.node, asked, $answer);
         let remote = |channel, request| async move { peers::advisor(channel).$method(request).await };
         Ok(Response::new(carry::to_leader(&$self.node, call, $request.into_inner(), local, remote).await?))
@@ -73,8 +73,12 @@ impl Advice {
         Ok(v1::ApplyBalanceResponse { plan: Some(plan.into()), migrations })
     }
 
-    pub(crate) fn service(node: Arc<Node>) -> AdvisorServer<Self> {
-        let server = AdvisorServer::new(Self { node });
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    pub(crate) fn service(self) -> AdvisorServer<Self> {
+        let server = AdvisorServer::new(self);
         server.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 }
@@ -114,7 +118,7 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::ApplyBalanceRequest>,
     ) -> Result<Response<v1::ApplyBalanceResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let local = |asked: v1::ApplyBalanceRequest| self.apply(asked);
         let remote = |channel, request| async move { peers::advisor(channel).apply_balance(request).await };
         let asked = request.into_inner();

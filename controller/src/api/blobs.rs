@@ -13,10 +13,10 @@ use dunlin_model::cluster::Controller;
 use dunlin_model::image::ImageSpec;
 use dunlin_model::{ErrorCode, Invalid};
 use dunlin_proto::{Fault, v1};
-use futures_util::Stream;
 use futures_util::future::join_all;
+use futures_util::{Stream, StreamExt as _};
 use tokio::io::AsyncReadExt as _;
-use tonic::{Request, Streaming};
+use tonic::{Request, Status};
 
 use super::call::TRANSFER_DEADLINE;
 use super::peers::fleet;
@@ -39,20 +39,24 @@ const UNNAMED_GRACE: Duration = Duration::from_secs(3600);
 const UNNAMED_GRACE_SHORT: Duration = Duration::from_secs(60);
 
 /// Takes bytes in and stores them under their hash.
-pub(super) async fn upload(node: &Node, mut chunks: Streaming<v1::BlobChunk>) -> Result<v1::BlobInfo, Fault> {
+pub(super) async fn upload(
+    node: &Node,
+    chunks: impl Stream<Item = Result<v1::BlobChunk, Status>>,
+) -> Result<v1::BlobInfo, Fault> {
+    let mut chunks = std::pin::pin!(chunks);
     let mut writing = node.blobs.write().await;
     loop {
-        let next = tokio::time::timeout(SILENCE_MAX, chunks.message()).await;
+        let next = tokio::time::timeout(SILENCE_MAX, chunks.next()).await;
         match next
             .map_err(|_| Fault::new(ErrorCode::Deadline, "the sender fell silent; nothing was stored"))?
         {
-            Ok(Some(chunk)) => {
+            Some(Ok(chunk)) => {
                 if !writing.push(chunk.data).await {
                     break;
                 }
             }
-            Ok(None) => break,
-            Err(status) => return Err(status.into()),
+            None => break,
+            Some(Err(status)) => return Err(status.into()),
         }
     }
     let blob = writing.finish(None).await.map_err(|e| blob_fault(&e))?;

@@ -1,9 +1,15 @@
-//! One call and its bounds: how long it may take, and whether another controller has passed it on.
+//! The door: the one place through which every call of a client comes, whether it was made as gRPC or as REST.
+//!
+//! [`Call::admit`] is given the request as it came, with its message, its metadata and its extensions, before anything is
+//! done for it. Whoever has to say who may do what says it there. Here are its bounds: how long it may take, how many may
+//! be under way, and whether another controller has passed it on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::ErrorCode;
 use dunlin_proto::Fault;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::Request;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -12,27 +18,52 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// The deadline of calls that move an image between controllers: 2 GiB at 10 MiB/s, with room.
 pub(crate) const TRANSFER_DEADLINE: Duration = Duration::from_secs(600);
+/// Calls under way at once. The measured cluster commits some thousands of writes a second, so the last of these waits a
+/// second or two, well within [`CALL_DEADLINE`]; whoever comes beyond is told at once to come again, rather than to wait
+/// for an answer that would be too late.
+pub(crate) const CALLS_MAX: usize = 4_096;
 /// Kept of the client's own deadline, so that our answer still reaches it.
 const MARGIN: Duration = Duration::from_millis(20);
 
 /// Metadata key that marks a call another controller has passed on: it goes no further.
 const FORWARDED_KEY: &str = "dunlin-forwarded";
 const TIMEOUT_KEY: &str = "grpc-timeout";
+/// What the client said and the leader must know too, when the call is passed on to it.
+const CARRIED_KEYS: [&str; 2] = ["authorization", "traceparent"];
 
-/// The bounds of one call.
-#[derive(Clone, Copy, Debug)]
+/// The bounds of one call, and its place among those under way for as long as it is held.
+#[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) deadline: Instant,
     /// Passed on by another controller.
     pub(crate) forwarded: bool,
+    carried: MetadataMap,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
-    /// Takes `most` at most, and no longer than the client waits.
-    pub(crate) fn of<T>(request: &Request<T>, most: Duration) -> Self {
+    /// Lets a call in, or refuses it before anything is done for it. It takes `most` at most, and no longer than the
+    /// client waits.
+    pub(crate) fn admit<T>(
+        places: &Arc<Semaphore>,
+        request: &Request<T>,
+        most: Duration,
+    ) -> Result<Self, Fault> {
+        let place = Arc::clone(places).try_acquire_owned().map_err(|_| overloaded())?;
+        Ok(Self { _place: Some(place), ..Self::of(request, most) })
+    }
+
+    fn of<T>(request: &Request<T>, most: Duration) -> Self {
         let asked = client_timeout(request.metadata()).unwrap_or(most);
         let forwarded = request.metadata().contains_key(FORWARDED_KEY);
-        Self { deadline: Instant::now() + asked.min(most).saturating_sub(MARGIN), forwarded }
+        let mut carried = MetadataMap::new();
+        for key in CARRIED_KEYS {
+            if let Some(value) = request.metadata().get(key) {
+                carried.insert(key, value.clone());
+            }
+        }
+        let deadline = Instant::now() + asked.min(most).saturating_sub(MARGIN);
+        Self { deadline, forwarded, carried, _place: None }
     }
 
     pub(crate) fn left(&self) -> Duration {
@@ -42,6 +73,7 @@ impl Call {
     /// The same request as it is passed on to the leader.
     pub(crate) fn pass_on<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
+        *request.metadata_mut() = self.carried.clone();
         request.metadata_mut().insert(FORWARDED_KEY, MetadataValue::from_static("1"));
         request.set_timeout(self.left());
         request
@@ -57,6 +89,13 @@ impl Call {
             )),
         }
     }
+}
+
+fn overloaded() -> Fault {
+    let message = format!(
+        "{CALLS_MAX} calls are under way on this controller; nothing was done, come again in a moment"
+    );
+    Fault::new(ErrorCode::Overloaded, message)
 }
 
 /// Marks a stream that is passed on to the leader.
@@ -110,5 +149,21 @@ mod tests {
         let call = Call::of(&request, CALL_DEADLINE);
         assert!(call.left() <= Duration::from_millis(480) && !call.forwarded);
         assert!(Call::of(&call.pass_on(()), CALL_DEADLINE).forwarded);
+    }
+
+    /// Calls beyond the bound are refused at once, with a code that says when to come again; one that ends makes room.
+    #[test]
+    fn overload_is_shed() {
+        let places = Arc::new(Semaphore::new(2));
+        let mut request = Request::new(());
+        request.metadata_mut().insert("authorization", MetadataValue::from_static("Bearer x"));
+        let admit = || Call::admit(&places, &request, CALL_DEADLINE);
+        let (first, second) = (admit().unwrap(), admit().unwrap());
+        let refused = admit().unwrap_err();
+        assert!(refused.code == ErrorCode::Overloaded && refused.code.retryable());
+        drop(first);
+        admit().unwrap();
+        let passed_on = second.pass_on(());
+        assert_eq!(passed_on.metadata().get("authorization").unwrap(), "Bearer x");
     }
 }

@@ -90,7 +90,7 @@ fn moved(fault: &Fault) -> bool {
 }
 
 /// The state to read from.
-pub(super) async fn view(node: &Node, call: Call, consistency: Consistency) -> Result<View, Fault> {
+pub(super) async fn view(node: &Node, call: &Call, consistency: Consistency) -> Result<View, Fault> {
     if consistency == Consistency::Stale {
         return Ok(node.replica.read());
     }

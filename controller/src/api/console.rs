@@ -34,7 +34,7 @@ type Chunks = Streaming<v1::ConsoleChunk>;
 /// Connects a client's stream with the VM its first chunk names.
 pub(super) async fn open(
     node: &Arc<Node>,
-    call: Call,
+    call: &Call,
     mut client: Chunks,
 ) -> Result<Streamed<v1::ConsoleChunk>, Fault> {
     let first = call.within(async { Ok(client.message().await?) }).await?;

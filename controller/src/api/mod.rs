@@ -8,12 +8,16 @@ mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
 mod console;
+mod pages;
 mod peers;
 mod policy;
 mod reads;
+mod rest;
+mod streams;
 mod watch;
 mod writes;
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -28,9 +32,11 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
+pub(crate) use pages::Pages;
 pub(crate) use peers::{Peers, cluster_of, gate};
 pub(crate) use reads::rejected_fault;
-pub(crate) use watch::WATCHES_MAX;
+pub(crate) use rest::{fallback as rest_fallback, router as rest_router};
+pub(crate) use streams::Streams;
 use writes::Ask;
 
 use crate::node::Node;
@@ -43,36 +49,61 @@ const KEY_MAX: u64 = 64;
 /// Shortest and longest life of a token, s: up to a week.
 const TOKEN_TTL_S: std::ops::RangeInclusive<u64> = 1..=604_800;
 
+/// How often a write that is merged with what is stored is made anew, because that was changed in between: each time
+/// somebody else got through, so this is an object that changes many times in a millisecond.
+const MERGE_TRIES_MAX: usize = 8;
+
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The Fleet service of one controller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Api {
     node: Arc<Node>,
 }
 
 impl Api {
-    pub(crate) fn service(node: Arc<Node>) -> FleetServer<Self> {
-        let server = FleetServer::new(Self { node });
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    pub(crate) fn service(self) -> FleetServer<Self> {
+        let server = FleetServer::new(self);
         server.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     async fn write<A: Ask>(&self, request: Request<A>) -> Result<Response<v1::Object>, Status> {
         let most = if request.get_ref().moves_bytes() { TRANSFER_DEADLINE } else { CALL_DEADLINE };
-        let call = Call::of(&request, most);
+        let call = Call::admit(&self.node.calls, &request, most)?;
         let mut ask = request.into_inner();
         if ask.key().is_empty() {
             *ask.key() = mint::secret();
         }
         in_range("idempotency_key (bytes)", ask.key().len() as u64, 1..=KEY_MAX).map_err(Fault::from)?;
-        let object = carry::to_leader(&self.node, call, ask, |ask| self.decide(ask), A::send).await?;
+        let object = carry::to_leader(&self.node, call, ask, |ask| self.carry_out(ask), A::send).await?;
         Ok(Response::new(object))
     }
 
-    /// Runs a write on the leader.
-    async fn decide<A: Ask>(&self, mut ask: A) -> Result<v1::Object, Fault> {
+    /// Runs a write on the leader. One that is made from what is stored is made again when that has changed meanwhile.
+    async fn carry_out<A: Ask>(&self, ask: A) -> Result<v1::Object, Fault> {
+        let mut tries = 1;
+        loop {
+            match self.carry_out_once(ask.clone()).await {
+                // What was not there is there now: that is stale too.
+                Err(Fault { code: ErrorCode::StaleRevision | ErrorCode::AlreadyExists, .. })
+                    if ask.merges() && tries < MERGE_TRIES_MAX =>
+                {
+                    tries += 1;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    async fn carry_out_once<A: Ask>(&self, mut ask: A) -> Result<v1::Object, Fault> {
         let (key, dry_run) = (ask.key().clone(), ask.dry_run());
-        let write = ask.write(&self.node.replica.read())?;
+        let view = self.node.replica.read();
+        let write = ask.write(&view)?;
+        drop(view);
         self.node.room.admit(&write)?;
         if let Some(spec) = writes::needs_bytes(&write).filter(|_| !dry_run) {
             blobs::ensure_stored(&self.node, spec).await?;
@@ -95,9 +126,12 @@ impl Api {
         outcome.map_err(rejected_fault)
     }
 
-    async fn mint_token(&self, ttl_s: u64) -> Result<v1::CreateTokenResponse, Fault> {
+    async fn mint_token(&self, asked: v1::CreateTokenRequest) -> Result<v1::CreateTokenResponse, Fault> {
         let token = mint::secret();
-        let expires = Timestamp(clock::now().0 + ttl_s * 1000);
+        let expires = Timestamp(clock::now().0 + asked.ttl_s * 1000);
+        if asked.dry_run {
+            return Ok(v1::CreateTokenResponse { token: String::new(), expires_ms: expires.0 });
+        }
         let write = Write::CreateToken { sha256: mint::sha256_hex(&token), expires };
         self.node.room.admit(&write)?;
         // A token is shown once and kept nowhere, so an answer cannot be given again: each try mints its own, and
@@ -105,6 +139,39 @@ impl Api {
         self.commit(mint::secret(), write).await?;
         Ok(v1::CreateTokenResponse { token, expires_ms: expires.0 })
     }
+}
+
+impl Api {
+    /// Takes bytes in, however they come.
+    async fn store<S>(&self, request: Request<S>) -> Result<v1::BlobInfo, Fault>
+    where
+        S: Stream<Item = Result<v1::BlobChunk, Status>>,
+    {
+        let _call = Call::admit(&self.node.calls, &request, TRANSFER_DEADLINE)?;
+        blobs::upload(&self.node, request.into_inner()).await
+    }
+
+    /// One page of a list: of the newest revision, or of that at which the list was begun.
+    async fn page(&self, request: &Request<v1::ListRequest>) -> Result<reads::Page, Fault> {
+        let call = Call::admit(&self.node.calls, request, CALL_DEADLINE)?;
+        let asked = request.get_ref();
+        let (view, after) = if asked.page_token.is_empty() {
+            (carry::view(&self.node, &call, asked.consistency()).await?, None)
+        } else {
+            let place = pages::place(asked)?;
+            (self.node.pages.at(place.revision)?, Some(place.after))
+        };
+        let page = reads::list(&self.node, &view, asked, after.as_ref())?;
+        if page.next.is_some() {
+            self.node.pages.keep(&view);
+        }
+        Ok(page)
+    }
+}
+
+/// Where a request came from.
+fn client<T>(request: &Request<T>) -> Option<IpAddr> {
+    request.remote_addr().map(|address| address.ip())
 }
 
 #[tonic::async_trait]
@@ -115,22 +182,29 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Object>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
-        let view = carry::view(&self.node, call, request.get_ref().consistency()).await?;
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let view = carry::view(&self.node, &call, request.get_ref().consistency()).await?;
         Ok(Response::new(reads::get(&self.node, &view, request.get_ref())?))
     }
 
     #[tracing::instrument(skip_all)]
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
-        let view = carry::view(&self.node, call, request.get_ref().consistency()).await?;
-        Ok(Response::new(reads::list(&self.node, &view, request.get_ref())?))
+        let page = self.page(&request).await?;
+        let next = page.next.map(|place| pages::token(request.get_ref(), &place));
+        Ok(Response::new(v1::ListResponse {
+            revision: page.revision.0,
+            objects: page.objects.into_iter().map(Into::into).collect(),
+            more: next.is_some(),
+            next_page_token: next.unwrap_or_default(),
+            json: page.parts.into_iter().flatten().map(|part| part.to_string()).collect(),
+        }))
     }
 
     #[tracing::instrument(skip_all, fields(after = request.get_ref().after_revision))]
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
-        let events = watch::watch(Arc::clone(&self.node), call, request.into_inner()).await?;
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let place = self.node.streams.enter(client(&request))?;
+        let events = watch::watch(Arc::clone(&self.node), &call, place, request.into_inner()).await?;
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
     }
 
@@ -141,6 +215,16 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all)]
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::Object>, Status> {
+        self.write(request).await
+    }
+
+    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    async fn patch(&self, request: Request<v1::PatchRequest>) -> Result<Response<v1::Object>, Status> {
+        self.write(request).await
+    }
+
+    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::Object>, Status> {
         self.write(request).await
     }
 
@@ -177,10 +261,10 @@ impl Fleet for Api {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let asked = request.into_inner();
         in_range("ttl_s", asked.ttl_s, TOKEN_TTL_S).map_err(Fault::from)?;
-        let local = |asked: v1::CreateTokenRequest| self.mint_token(asked.ttl_s);
+        let local = |asked: v1::CreateTokenRequest| self.mint_token(asked);
         let remote = |channel, request| async move { peers::fleet(channel).create_token(request).await };
         Ok(Response::new(carry::to_leader(&self.node, call, asked, local, remote).await?))
     }
@@ -190,9 +274,14 @@ impl Fleet for Api {
         &self,
         request: Request<Streaming<v1::ConsoleChunk>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
-        let stream = console::open(&self.node, call, request.into_inner()).await?;
-        Ok(Response::new(stream))
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        // One that was passed on counts where its client is, and here only among all.
+        let place = self.node.streams.enter(client(&request).filter(|_| !call.forwarded))?;
+        let stream = console::open(&self.node, &call, request.into_inner()).await?;
+        let held = stream.inspect(move |_| {
+            let _held = &place;
+        });
+        Ok(Response::new(Box::pin(held)))
     }
 
     #[tracing::instrument(skip_all)]
@@ -200,7 +289,7 @@ impl Fleet for Api {
         &self,
         request: Request<Streaming<v1::BlobChunk>>,
     ) -> Result<Response<v1::BlobInfo>, Status> {
-        Ok(Response::new(blobs::upload(&self.node, request.into_inner()).await?))
+        Ok(Response::new(self.store(request).await?))
     }
 
     #[tracing::instrument(skip_all, fields(sha256 = request.get_ref().sha256))]
@@ -208,6 +297,7 @@ impl Fleet for Api {
         &self,
         request: Request<v1::DownloadBlobRequest>,
     ) -> Result<Response<Self::DownloadBlobStream>, Status> {
+        let _call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let chunks = blobs::download(&self.node, request.get_ref()).await?;
         Ok(Response::new(Box::pin(chunks.map(|chunk| chunk.map_err(Status::from)))))
     }
@@ -217,6 +307,7 @@ impl Fleet for Api {
         &self,
         request: Request<v1::StatBlobRequest>,
     ) -> Result<Response<v1::BlobInfo>, Status> {
+        let _call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         Ok(Response::new(blobs::stat(&self.node, request.get_ref())?))
     }
 }

@@ -12,17 +12,16 @@ use dunlin_proto::{Fault, read, v1};
 use dunlin_state::Change;
 use dunlin_state::changes::Compacted;
 use futures_util::Stream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::call::Call;
 use super::carry;
 use super::reads::show;
+use super::streams;
 use crate::fleet::View;
 use crate::node::Node;
 
-/// Watches one controller serves at once: each may hold a batch of changes in memory.
-pub(crate) const WATCHES_MAX: usize = 1_024;
 /// Changes taken from the ring at once, except that those of one revision stay together.
 const BATCH: usize = 256;
 /// How often a watch that has nothing to tell says how far it has come: well within the time the ring holds.
@@ -38,18 +37,16 @@ struct Watching {
     views: watch::Receiver<View>,
     bookmark_at: Instant,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: streams::Place,
 }
 
 /// Begins a watch.
 pub(super) async fn watch(
     node: Arc<Node>,
-    call: Call,
+    call: &Call,
+    place: streams::Place,
     request: v1::WatchRequest,
 ) -> Result<impl Stream<Item = Result<v1::WatchEvent, Fault>> + Send + 'static, Fault> {
-    let too_many = || format!("{WATCHES_MAX} watches are open on this controller; close one or ask another");
-    let permit = Arc::clone(&node.watches).try_acquire_owned();
-    let permit = permit.map_err(|_| Fault::new(ErrorCode::Unavailable, too_many()))?;
     let kinds: Vec<Kind> = read(request.kinds, "kinds")?;
     let name = if request.name.is_empty() { None } else { Some(request.name.parse()?) };
     let mut view = node.replica.read();
@@ -77,7 +74,7 @@ pub(super) async fn watch(
         views,
         bookmark_at: Instant::now() + BOOKMARK_EVERY,
         ended: false,
-        _permit: permit,
+        _place: place,
     };
     Ok(futures_util::stream::unfold(watching, Watching::next))
 }
@@ -121,14 +118,23 @@ impl Watching {
         let changes = view.changes_after(self.cursor).map_err(|e| compacted(&e))?;
         let mut reached = None;
         for change in changes {
-            if self.queue.len() >= BATCH && reached != Some(change.revision) {
-                self.cursor = reached.unwrap_or(self.cursor);
-                return Ok(());
+            if reached != Some(change.revision) {
+                // What is queued of the revision before is all that will come of it.
+                if let Some(last) = self.queue.back_mut() {
+                    last.complete = true;
+                }
+                if self.queue.len() >= BATCH {
+                    self.cursor = reached.unwrap_or(self.cursor);
+                    return Ok(());
+                }
             }
             reached = Some(change.revision);
             if self.wants(change) {
                 self.queue.push_back(event(&self.node, change));
             }
+        }
+        if let Some(last) = self.queue.back_mut() {
+            last.complete = true;
         }
         self.cursor = self.cursor.max(view.revision());
         Ok(())
@@ -143,12 +149,12 @@ impl Watching {
 fn event(node: &Node, change: &Change) -> v1::WatchEvent {
     let kind = if change.deleted { v1::watch_event::Type::Deleted } else { v1::watch_event::Type::Put };
     let object = Some(show(node, &change.object));
-    v1::WatchEvent { r#type: kind.into(), revision: change.revision.0, object }
+    v1::WatchEvent { r#type: kind.into(), revision: change.revision.0, object, complete: false }
 }
 
 fn bookmark(revision: Revision) -> v1::WatchEvent {
     let kind = v1::watch_event::Type::Bookmark;
-    v1::WatchEvent { r#type: kind.into(), revision: revision.0, object: None }
+    v1::WatchEvent { r#type: kind.into(), revision: revision.0, object: None, complete: true }
 }
 
 fn compacted(error: &Compacted) -> Fault {

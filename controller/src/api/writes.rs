@@ -3,6 +3,10 @@
 //! Parses, resolves names, and mints what is new; decides nothing. Runs on the leader, against its own state: whether
 //! what was assumed still holds is checked when the command is applied.
 
+mod merging;
+
+use merging::{apply, patch};
+
 use dunlin_model::cluster::Cluster;
 use dunlin_model::host::{Host, HostSpec};
 use dunlin_model::image::{Image, ImageSpec};
@@ -10,10 +14,13 @@ use dunlin_model::invalid::in_range;
 use dunlin_model::meta::NAME_MAX;
 use dunlin_model::migration::{Migration, MigrationCause, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
-use dunlin_model::vm::Vm;
-use dunlin_model::{HostId, ImageId, Invalid, Kind, Metadata, MigrationId, Name, Object, TaskId, VmId};
+use dunlin_model::vm::{Vm, VmSpec};
+use dunlin_model::{
+    HostId, ImageId, Invalid, Kind, Metadata, MigrationId, Name, Object, Revision, TaskId, VmId,
+};
 use dunlin_proto::v1::object::Choice;
-use dunlin_proto::{Fault, read, v1};
+use dunlin_proto::{Fault, Wire as _, read, v1};
+use dunlin_state::owners::Expected;
 use dunlin_state::{State, Write};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -33,7 +40,10 @@ pub(super) trait Ask: Clone + Send + Sync + 'static {
     fn key(&mut self) -> &mut String;
 
     /// Only to be tried, not to be kept?
-    fn dry_run(&self) -> bool {
+    fn dry_run(&self) -> bool;
+
+    /// Is it made from what is stored, so that it may be made anew when that has changed meanwhile?
+    fn merges(&self) -> bool {
         false
     }
 
@@ -59,6 +69,10 @@ macro_rules! ask {
                 &mut self.idempotency_key
             }
 
+            fn dry_run(&self) -> bool {
+                self.dry_run
+            }
+
             fn write(self, state: &State) -> Result<Write, Fault> {
                 $write(&self, state)
             }
@@ -76,19 +90,28 @@ ask!(
     CreateRequest,
     create,
     create,
-    fn dry_run(&self) -> bool {
-        self.dry_run
-    },
     fn moves_bytes(&self) -> bool {
         matches!(self.object, Some(v1::Object { choice: Some(Choice::Image(_)) }))
     }
 );
+ask!(UpdateRequest, update, update);
 ask!(
-    UpdateRequest,
-    update,
-    update,
-    fn dry_run(&self) -> bool {
-        self.dry_run
+    PatchRequest,
+    patch,
+    patch,
+    fn merges(&self) -> bool {
+        self.revision == 0
+    }
+);
+ask!(
+    ApplyRequest,
+    apply,
+    apply,
+    fn merges(&self) -> bool {
+        true
+    },
+    fn moves_bytes(&self) -> bool {
+        self.kind == Kind::Image.to_wire()
     }
 );
 ask!(DeleteRequest, delete, delete);
@@ -106,15 +129,7 @@ fn chosen(object: Option<&v1::Object>) -> Result<Choice, Invalid> {
 fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
     match chosen(request.object.as_ref())? {
         Choice::Vm(vm) => Ok(create_vm(vm.try_into()?)),
-        Choice::Image(image) => {
-            let Image { metadata, spec, .. } = image.try_into()?;
-            if !metadata.uid.0.is_nil() {
-                let problem = format!("{} was given, but the fleet gives an image its uid", metadata.uid);
-                return Err(Invalid::new("metadata.uid", problem, "none").into());
-            }
-            let uid = ImageId(mint::uuid());
-            Ok(Write::CreateImage { uid, name: metadata.name, labels: metadata.labels, spec })
-        }
+        Choice::Image(image) => Ok(create_image(image.try_into()?)?),
         Choice::Migration(mut migration) => {
             complete_migration(&mut migration, state)?;
             let Migration { metadata, spec, .. } = migration.try_into()?;
@@ -132,11 +147,27 @@ fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
     }
 }
 
+fn create_image(image: Image) -> Result<Write, Invalid> {
+    let Image { metadata, spec, .. } = image;
+    if !metadata.uid.0.is_nil() {
+        let problem = format!("{} was given, but the fleet gives an image its uid", metadata.uid);
+        return Err(Invalid::new("metadata.uid", problem, "none"));
+    }
+    let uid = ImageId(mint::uuid());
+    Ok(Write::CreateImage { uid, name: metadata.name, labels: metadata.labels, spec })
+}
+
+/// Cards of which nobody says the address keep the one they have, or get one.
+fn address_nics(spec: &mut VmSpec, stored: Option<&VmSpec>) {
+    for (index, nic) in spec.nics.iter_mut().enumerate() {
+        let kept = stored.and_then(|stored| stored.nics.get(index)).and_then(|nic| nic.mac);
+        nic.mac = nic.mac.or(kept).or_else(|| Some(mint::mac()));
+    }
+}
+
 fn create_vm(vm: Vm) -> Write {
     let mut spec = vm.spec;
-    for nic in &mut spec.nics {
-        nic.mac = nic.mac.or_else(|| Some(mint::mac()));
-    }
+    address_nics(&mut spec, None);
     let Metadata { name, uid, labels, .. } = vm.metadata;
     // Whoever brings a VM from elsewhere may bring its uid: a guest sees it, and so does its licence.
     let own_uid = !uid.0.is_nil();
@@ -167,33 +198,56 @@ fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
         uid if uid.is_nil() => find(state, kind, name.as_str()).map(|found| found.uid()),
         uid => Ok(uid),
     };
-    match chosen(request.object.as_ref())? {
-        Choice::Vm(vm) => {
-            let Vm { metadata, spec, .. } = vm.try_into()?;
-            let uid = VmId(uid(Kind::Vm, metadata.uid.0, &metadata.name)?);
-            Ok(Write::UpdateVm { uid, revision: metadata.revision, labels: metadata.labels, spec })
+    let wire = v1::Object { choice: Some(chosen(request.object.as_ref())?) };
+    let object = match wire.choice {
+        Some(Choice::Vm(vm)) => Object::Vm(vm.try_into()?),
+        Some(Choice::Host(host)) => Object::Host(host.try_into()?),
+        Some(Choice::Cluster(cluster)) => Object::Cluster(cluster.try_into()?),
+        Some(Choice::Image(image)) => Object::Image(image.try_into()?),
+        _ => return Err(not_updated().into()),
+    };
+    let uid = uid(object.kind(), object.uid(), object.name())?;
+    let revision = object.revision();
+    let stored = state.object(object.kind(), uid).map(|stored| &**stored);
+    Ok(replaced(uid, revision, object, stored)?)
+}
+
+/// The write that puts the labels and spec of `object` in place of those of the object with that uid and revision.
+fn replaced(
+    uid: Uuid,
+    revision: Revision,
+    object: Object,
+    stored: Option<&Object>,
+) -> Result<Write, Invalid> {
+    match object {
+        Object::Vm(Vm { metadata, mut spec, .. }) => {
+            let stored = match stored {
+                Some(Object::Vm(stored)) => Some(&stored.spec),
+                _ => None,
+            };
+            address_nics(&mut spec, stored);
+            Ok(Write::UpdateVm { uid: VmId(uid), revision, labels: metadata.labels, spec })
         }
-        Choice::Host(host) => {
-            let Host { metadata, spec, .. } = host.try_into()?;
-            let uid = HostId(uid(Kind::Host, metadata.uid.0, &metadata.name)?);
+        Object::Host(Host { metadata, spec, .. }) => {
             let HostSpec { cordoned, rack, zone, taints } = spec;
-            let (revision, labels) = (metadata.revision, metadata.labels);
-            Ok(Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints })
+            let labels = metadata.labels;
+            Ok(Write::UpdateHost { uid: HostId(uid), revision, labels, cordoned, rack, zone, taints })
         }
-        Choice::Cluster(cluster) => {
-            let Cluster { metadata, spec, .. } = cluster.try_into()?;
+        Object::Cluster(Cluster { metadata, spec, .. }) => {
             policy::check(&spec)?;
-            Ok(Write::UpdateCluster { revision: metadata.revision, labels: metadata.labels, spec })
+            Ok(Write::UpdateCluster { revision, labels: metadata.labels, spec })
         }
-        Choice::Image(_)
-        | Choice::Migration(_)
-        | Choice::Task(_)
-        | Choice::Event(_)
-        | Choice::Recommendation(_) => {
-            let problem = "only these can be updated";
-            Err(Invalid::new("kind", problem, "Vm, Host or Cluster").into())
+        Object::Image(Image { metadata, spec, .. }) => {
+            Ok(Write::UpdateImage { uid: ImageId(uid), revision, labels: metadata.labels, spec })
+        }
+        Object::Migration(_) | Object::Task(_) | Object::Event(_) | Object::Recommendation(_) => {
+            Err(not_updated())
         }
     }
+}
+
+fn not_updated() -> Invalid {
+    Invalid::new("kind", "only these can be updated", "Vm, Host, Cluster or Image")
 }
 
 fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
@@ -206,20 +260,31 @@ fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
             _ => return Err(fault),
         },
     };
-    match kind {
-        Kind::Vm => Ok(Write::DeleteVm { uid: VmId(uid) }),
-        Kind::Image => Ok(Write::DeleteImage { uid: ImageId(uid) }),
-        Kind::Host => Ok(Write::RemoveHost { uid: HostId(uid), force: request.force }),
+    let write = match kind {
+        Kind::Vm => Write::DeleteVm { uid: VmId(uid) },
+        Kind::Image => Write::DeleteImage { uid: ImageId(uid) },
+        Kind::Host => Write::RemoveHost { uid: HostId(uid), force: request.force },
         other => {
             let problem = format!("a {other} cannot be deleted");
-            Err(Invalid::new("kind", problem, "Vm, Image or Host").into())
+            return Err(Invalid::new("kind", problem, "Vm, Image or Host").into());
         }
+    };
+    Ok(only_at(kind, uid, request.revision, write))
+}
+
+/// The write, if it is only meant for a certain revision.
+fn only_at(kind: Kind, uid: Uuid, revision: u64, write: Write) -> Write {
+    if revision == 0 {
+        return write;
     }
+    let expect = Some(Expected { kind, uid, revision: Revision(revision) });
+    Write::Checked { expect, claim: None, asked: String::new(), write: Box::new(write) }
 }
 
 fn set_power(request: &v1::SetPowerRequest, state: &State) -> Result<Write, Fault> {
-    let uid = VmId(find(state, Kind::Vm, &request.vm)?.uid());
-    Ok(Write::SetPower { uid, power: read(request.power, "power")? })
+    let uid = find(state, Kind::Vm, &request.vm)?.uid();
+    let write = Write::SetPower { uid: VmId(uid), power: read(request.power, "power")? };
+    Ok(only_at(Kind::Vm, uid, request.revision, write))
 }
 
 fn start_task(request: &v1::StartTaskRequest, state: &State) -> Result<Write, Fault> {
@@ -277,7 +342,7 @@ fn generated(about: &Name, what: &str) -> Name {
 
 /// The image whose bytes must be stored before that write may be proposed.
 pub(super) fn needs_bytes(write: &Write) -> Option<&ImageSpec> {
-    match write {
+    match write.inner() {
         Write::CreateImage { spec, .. } => Some(spec),
         _ => None,
     }

@@ -59,7 +59,7 @@ impl AgentGate for Gate {
 
     #[tracing::instrument(skip_all, fields(host = request.get_ref().name, uid = request.get_ref().host_uid))]
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         Ok(Response::new(join::join(&self.node, call, request.into_inner()).await?))
     }
 

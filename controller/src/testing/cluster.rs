@@ -106,7 +106,7 @@ impl Cluster {
     }
 
     pub(crate) async fn token(&self, id: u64) -> String {
-        let request = v1::CreateTokenRequest { idempotency_key: String::new(), ttl_s: 600 };
+        let request = v1::CreateTokenRequest { ttl_s: 600, ..v1::CreateTokenRequest::default() };
         self.client(id).create_token(request).await.unwrap().into_inner().token
     }
 }

@@ -58,6 +58,7 @@ async fn a_vm_comes_up_and_goes() {
         idempotency_key: key(),
         vm: "web".into(),
         power: power.to_wire(),
+        ..v1::SetPowerRequest::default()
     };
     for (asked, reached) in [
         (Power::Paused, VmPhase::Paused),
@@ -71,7 +72,7 @@ async fn a_vm_comes_up_and_goes() {
         idempotency_key: key(),
         kind: Kind::Vm.to_wire(),
         name: "web".into(),
-        force: false,
+        ..v1::DeleteRequest::default()
     };
     client.delete(delete).await.unwrap();
     eventually("the VM is forgotten", || vm_phase(&cluster, 1, "web").is_none()).await;
@@ -201,7 +202,7 @@ async fn a_host_has_one_agent() {
         idempotency_key: key(),
         kind: Kind::Host.to_wire(),
         name: "h1".into(),
-        force: false,
+        ..v1::DeleteRequest::default()
     };
     cluster.client(1).delete(remove).await.unwrap();
     loop {

@@ -4,4 +4,5 @@ mod agents;
 mod blobs;
 mod failover;
 mod objects;
+mod rest;
 mod watching;

@@ -65,7 +65,7 @@ async fn writes_reach_the_leader_from_anywhere_and_once() {
         idempotency_key: key(),
         kind: Kind::Vm.to_wire(),
         name: "web".into(),
-        force: false,
+        ..v1::DeleteRequest::default()
     };
     for id in [follower, leader, other] {
         cluster.client(id).delete(delete.clone()).await.unwrap();
@@ -124,7 +124,7 @@ async fn bad_input_is_refused_by_field() {
         (found, message.as_str()),
         (ErrorCode::InvalidArgument, "kind: drain is not done to a Vm; allowed: Host")
     );
-    let token = v1::CreateTokenRequest { idempotency_key: String::new(), ttl_s: 0 };
+    let token = v1::CreateTokenRequest { ttl_s: 0, ..v1::CreateTokenRequest::default() };
     assert_eq!(code(client.create_token(token).await).0, ErrorCode::InvalidArgument);
     assert_eq!(cluster.controller(1).node.replica.read().revision(), before, "nothing was stored");
 }
@@ -168,7 +168,6 @@ async fn lists_are_pages_of_one_revision() {
     assert_eq!(list(web.clone()).await, (vec!["vm-0".into(), "vm-2".into(), "vm-4".into()], false));
     let page = v1::ListRequest { limit: 2, ..web };
     assert_eq!(list(page.clone()).await, (vec!["vm-0".into(), "vm-2".into()], true));
-    assert_eq!(list(v1::ListRequest { after: "vm-2".into(), ..page }).await, (vec!["vm-4".into()], false));
     assert_eq!(list(all).await.0.len(), 5);
 }
 

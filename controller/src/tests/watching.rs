@@ -61,7 +61,7 @@ async fn a_watch_is_complete_ordered_and_resumable() {
         idempotency_key: key(),
         kind: Kind::Vm.to_wire(),
         name: "vm-2".into(),
-        force: false,
+        ..v1::DeleteRequest::default()
     };
     create(&cluster, "vm-9").await;
     cluster.client(1).delete(delete).await.unwrap();

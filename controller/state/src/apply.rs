@@ -8,7 +8,9 @@ use dunlin_model::{Object, Revision};
 
 use crate::command::{Command, Stamp, Write};
 use crate::draft::Draft;
-use crate::{Rejected, State, cluster, host, image, keys, migration, recommendation, sweep, task, token, vm};
+use crate::{
+    Rejected, State, cluster, host, image, keys, migration, owners, recommendation, sweep, task, token, vm,
+};
 
 /// What a command led to.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,5 +111,12 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
             recommendation::decide(draft, *uid, *approve, *migration, name)
         }
         Write::CreateToken { sha256, expires } => token::create(draft, sha256, *expires),
+        Write::UpdateImage { uid, revision, labels, spec } => {
+            image::update(draft, *uid, *revision, labels, spec)
+        }
+        Write::Checked { expect, claim, write, .. } => {
+            let inner = |draft: &mut Draft| dispatch_write(draft, write);
+            owners::checked(draft, expect.as_ref(), claim.as_ref(), draft.changed_by(write), inner)
+        }
     }
 }

@@ -16,6 +16,8 @@ use dunlin_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::owners::{Claim, Expected};
+
 /// When and where in the log a command stands. The only time `apply` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -176,6 +178,38 @@ pub enum Write {
         sha256: String,
         expires: Timestamp,
     },
+    /// Replaces an image's labels. Its bytes are what it is, and never change.
+    UpdateImage {
+        uid: ImageId,
+        revision: Revision,
+        labels: Labels,
+        spec: ImageSpec,
+    },
+    /// Another write, with what must hold for it, and whose it is.
+    Checked {
+        /// An object must be at this revision.
+        #[serde(default)]
+        expect: Option<Expected>,
+        /// Somebody applies a document: which fields are his from now on.
+        #[serde(default)]
+        claim: Option<Claim>,
+        /// What was asked for, as a hash, when the write was made from that and from what was stored: two requests are
+        /// the same when this is. Empty when the write itself says it all.
+        #[serde(default)]
+        asked: String,
+        write: Box<Write>,
+    },
+}
+
+impl Write {
+    /// The write itself, without what is checked around it.
+    #[must_use]
+    pub fn inner(&self) -> &Self {
+        match self {
+            Self::Checked { write, .. } => write.inner(),
+            other => other,
+        }
+    }
 }
 
 /// A transition of a VM, as its host saw it.

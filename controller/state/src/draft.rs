@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::changes::Change;
 use crate::reserve::{claim, hosts_of};
-use crate::{Rejected, State, Typed};
+use crate::{Rejected, State, Typed, Write, owners};
 
 /// Events kept, over all objects; about the last hour of a busy fleet. Older ones fall out silently.
 pub(crate) const EVENTS_MAX: usize = 4_096;
@@ -26,12 +26,21 @@ pub(crate) struct Draft {
     touched: Vec<(Key, Option<Arc<Object>>)>,
     events: Vec<EventSpec>,
     result: Option<(Kind, Uuid)>,
+    /// Somebody applies a document: what changes is his.
+    pub(crate) claiming: bool,
 }
 
 impl Draft {
     pub(crate) fn new(state: &State) -> Self {
         let revision = state.revision.next();
-        Self { state: state.clone(), revision, touched: Vec::new(), events: Vec::new(), result: None }
+        Self {
+            state: state.clone(),
+            revision,
+            touched: Vec::new(),
+            events: Vec::new(),
+            result: None,
+            claiming: false,
+        }
     }
 
     /// The time of the command.
@@ -88,6 +97,9 @@ impl Draft {
         if old.as_deref() == Some(&object) {
             return;
         }
+        if let Some(old) = &old {
+            owners::release(self, key, old, &object);
+        }
         set_revision(&mut object, self.revision);
         let new = Arc::new(object);
         self.touch(key, None);
@@ -99,6 +111,7 @@ impl Draft {
     pub(crate) fn remove(&mut self, kind: Kind, uid: Uuid) {
         if let Some(old) = self.state.objects.remove(&(kind, uid)) {
             self.reindex(Some(&old), None);
+            self.state.owners.remove(&(kind, uid));
             self.touch((kind, uid), Some(old));
         }
     }
@@ -113,6 +126,24 @@ impl Draft {
     ) {
         let about = About { kind: object.kind(), name: object.name().clone(), uid: object.uid() };
         self.events.push(EventSpec { level, reason: reason.to_owned(), message: message.into(), about });
+    }
+
+    /// The object that a write changes, where there is one already and its fields may belong to somebody.
+    pub(crate) fn changed_by(&self, write: &Write) -> Option<Key> {
+        match write {
+            Write::UpdateVm { uid, .. } => Some((Kind::Vm, uid.0)),
+            Write::UpdateHost { uid, .. } => Some((Kind::Host, uid.0)),
+            Write::UpdateImage { uid, .. } => Some((Kind::Image, uid.0)),
+            Write::UpdateCluster { .. } => {
+                self.state.cluster().map(|cluster| (Kind::Cluster, cluster.metadata.uid.0))
+            }
+            _ => None,
+        }
+    }
+
+    /// The object the command is about, once that is known.
+    pub(crate) fn about(&self) -> Option<Key> {
+        self.result
     }
 
     /// Names the object the command answers with, where that is not the one taken last.

@@ -2,10 +2,10 @@
 
 use dunlin_model::event::EventLevel;
 use dunlin_model::image::{Image, ImageSpec, ImageStatus};
-use dunlin_model::{ErrorCode, ImageId, Kind, Labels, Name, Object, meta};
+use dunlin_model::{ErrorCode, ImageId, Kind, Labels, Name, Object, Revision, meta};
 
 use crate::Rejected;
-use crate::draft::Draft;
+use crate::draft::{Draft, refuse_stale};
 
 /// VMs named in a refusal; the rest are counted.
 const NAMED_MAX: usize = 3;
@@ -23,6 +23,27 @@ pub(crate) fn create(
     let image = Image { metadata, spec: spec.clone(), status: ImageStatus {} };
     let message = format!("{} bytes, {}", spec.size_bytes, spec.format.as_str());
     draft.event(EventLevel::Normal, "ImageImported", &Object::Image(image.clone()), message);
+    draft.put(image);
+    Ok(())
+}
+
+pub(crate) fn update(
+    draft: &mut Draft,
+    uid: ImageId,
+    read: Revision,
+    labels: &Labels,
+    spec: &ImageSpec,
+) -> Result<(), Rejected> {
+    let mut image = draft.take::<Image>(uid)?;
+    refuse_stale(image.clone(), read)?;
+    meta::validate_labels(labels)?;
+    if image.spec != *spec {
+        let name = &image.metadata.name;
+        let message =
+            format!("image {name} is its bytes, which never change; import the new ones under another name");
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    image.metadata.labels.clone_from(labels);
     draft.put(image);
     Ok(())
 }

@@ -21,6 +21,12 @@ pub fn check(state: &State) -> Result<(), String> {
         check_migration(state, m)
             .map_err(|broken| format!("migration {} ({}): {broken}", m.metadata.name, m.status.phase))
     })?;
+    state.owners.iter().try_for_each(|(key, own)| {
+        let sound = state.objects.contains_key(key)
+            && !own.is_empty()
+            && own.values().all(|fields| !fields.is_empty());
+        ensure(sound, || format!("{} {} has owners and is not there, or they own nothing", key.0, key.1))
+    })?;
     state.tasks().try_for_each(|task| {
         let ordered = state.order_of(task.metadata.uid).is_some();
         let over = task.status.phase.is_terminal();

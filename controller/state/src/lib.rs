@@ -20,6 +20,7 @@ pub mod invariant;
 pub mod keys;
 pub mod migration;
 pub mod near;
+pub mod owners;
 pub mod recommendation;
 pub mod rejected;
 pub mod reserve;

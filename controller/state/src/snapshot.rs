@@ -8,10 +8,12 @@ use std::sync::Arc;
 use dunlin_model::{HostId, Kind, Object, Revision, TaskId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::State;
 use crate::changes::History;
 use crate::keys::Answer;
+use crate::owners::Owners;
 use crate::reserve::hosts_of;
 use crate::state::{Fence, OrderFor};
 
@@ -56,6 +58,7 @@ enum Line {
     Secret(HostId, String),
     Token(String, Timestamp),
     Answer(String, Answer),
+    Owners(Kind, Uuid, Owners),
     End { lines: u64 },
 }
 
@@ -74,6 +77,7 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
     state.orders.iter().try_for_each(|(task, order)| put(&Line::Order(*task, *order)))?;
     state.secrets.iter().try_for_each(|(host, secret)| put(&Line::Secret(*host, secret.clone())))?;
     state.tokens.iter().try_for_each(|(token, expires)| put(&Line::Token(token.clone(), *expires)))?;
+    state.owners.iter().try_for_each(|((kind, uid), own)| put(&Line::Owners(*kind, *uid, own.clone())))?;
     let answers = &state.answers.by_key;
     answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.clone(), answer.clone())))?;
     serde_json::to_writer(&mut *to, &Line::End { lines }).map_err(|e| SnapshotError::Write(e.into()))?;
@@ -121,6 +125,7 @@ fn take_in(state: &mut State, line: Line) -> Result<(), SnapshotError> {
         Line::Secret(host, secret) => drop(state.secrets.insert(host, secret)),
         Line::Token(token, expires) => drop(state.tokens.insert(token, expires)),
         Line::Answer(key, answer) => state.answers.insert(key, answer),
+        Line::Owners(kind, uid, own) => drop(state.owners.insert((kind, uid), own)),
         Line::End { .. } => {}
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The objects, the indexes over them, and what else must be remembered. Reading only; `draft` writes.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use dunlin_model::cluster::Cluster;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use crate::changes::History;
 use crate::keys::Answers;
+use crate::owners::Owners;
 use crate::rules::Marks;
 
 /// Every object of the fleet. Cloning is O(1) and gives a snapshot that never changes.
@@ -44,6 +46,8 @@ pub struct State {
     pub(crate) orders: OrdMap<TaskId, OrderFor>,
     pub(crate) secrets: OrdMap<HostId, String>,
     pub(crate) tokens: OrdMap<String, Timestamp>,
+    /// Whose the fields of an object are, by who applied them.
+    pub(crate) owners: OrdMap<(Kind, Uuid), Owners>,
     pub(crate) answers: Answers,
     pub(crate) history: History,
 }
@@ -189,10 +193,13 @@ impl State {
         self.object(kind, *uid)
     }
 
-    /// Every object of a kind, in the order of names.
-    pub fn objects_by_name(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
-        let named = self.names.iter().skip_while(move |((at, _), _)| *at < kind);
-        let named = named.take_while(move |((at, _), _)| *at == kind);
+    /// Every object of a kind whose name sorts after that one, in the order of names.
+    pub fn objects_by_name(&self, kind: Kind, after: Option<&Name>) -> impl Iterator<Item = &Arc<Object>> {
+        // No name sorts before the digit.
+        let first = || "0".parse().expect("a digit is a name");
+        let from = after
+            .map_or_else(|| Bound::Included((kind, first())), |name| Bound::Excluded((kind, name.clone())));
+        let named = self.names.range((from, Bound::Unbounded)).take_while(move |((at, _), _)| *at == kind);
         named.filter_map(move |(_, uid)| self.object(kind, *uid))
     }
 

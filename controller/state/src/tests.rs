@@ -1,5 +1,6 @@
 //! Properties of the whole state machine, and the rules that users meet, as one story each.
 
+mod owners;
 mod planners;
 mod random;
 mod rules;

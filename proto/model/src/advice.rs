@@ -1,5 +1,6 @@
 //! What the scheduler answers when asked: explanations, plans and proofs, for people and for programs. Never stored.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::BalanceMode;
@@ -10,7 +11,7 @@ use crate::{Kind, Name, Revision};
 pub const HOSTS_MAX: usize = 200;
 
 /// Why something is as it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// Vm, Host or Migration.
     pub kind: Kind,
@@ -38,7 +39,7 @@ pub struct Explanation {
 }
 
 /// What the scheduler says of one host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostVerdict {
     /// Which.
     pub host: Name,
@@ -55,7 +56,7 @@ pub struct HostVerdict {
 }
 
 /// One move of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedMove {
     /// Moves of one wave run at once; a wave begins when the one before is done. From 1.
     pub wave: u32,
@@ -70,7 +71,7 @@ pub struct PlannedMove {
 }
 
 /// A VM that finds no place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Misfit {
     /// The VM.
     pub vm: Name,
@@ -83,7 +84,7 @@ pub struct Misfit {
 }
 
 /// How hosts would be emptied, with the proof that it works: every VM is in `moves`, or in `misfits`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainPlan {
     /// The revision of the fleet it was made on.
     pub revision: Revision,
@@ -100,7 +101,7 @@ pub struct DrainPlan {
 }
 
 /// What the balancer would do now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BalancePlan {
     /// The revision of the fleet it was made on.
     pub revision: Revision,
@@ -123,7 +124,7 @@ pub struct BalancePlan {
 }
 
 /// One host's load, before and after a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostLoad {
     /// Which.
     pub host: Name,
@@ -142,7 +143,7 @@ pub struct HostLoad {
 }
 
 /// How much more fits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Capacity {
     /// The revision of the fleet it was counted on.
     pub revision: Revision,
@@ -167,7 +168,7 @@ pub struct Capacity {
 }
 
 /// Room on one host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostRoom {
     /// Which.
     pub host: Name,

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What an agent reports of its host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostCapabilities {
     /// The kernel's node name.
     #[serde(default)]
@@ -47,7 +48,9 @@ impl HostCapabilities {
 }
 
 /// Which hypervisor driver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverName {
     /// QEMU, with KVM or TCG.
@@ -67,7 +70,7 @@ impl std::fmt::Display for DriverName {
 }
 
 /// What one driver has found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DriverCapabilities {
     /// Which.
     pub name: DriverName,
@@ -93,7 +96,7 @@ impl DriverCapabilities {
 }
 
 /// How vCPUs are run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Accel {
     /// The kernel's virtual machine monitor.
@@ -105,7 +108,7 @@ pub enum Accel {
 }
 
 /// What came of trying to run a vCPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AccelProbe {
     /// What was tried.
     pub accel: Accel,
@@ -116,7 +119,7 @@ pub struct AccelProbe {
 }
 
 /// What a driver may or may not be able to do, beyond start and stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverPower {
     /// Pause and resume.

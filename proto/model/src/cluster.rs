@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ClusterId, ControllerId, Invalid, Resource, invalid::in_range};
@@ -13,7 +14,7 @@ pub type Cluster = Resource<ClusterId, ClusterSpec, ClusterStatus>;
 pub const WEIGHT_MAX: u64 = 100;
 
 /// How the cluster behaves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterSpec {
     /// Where a new VM goes among the hosts that fit.
@@ -50,7 +51,7 @@ pub struct ClusterSpec {
 }
 
 /// Levelling the load by live migration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalanceSpec {
     /// What may be done.
@@ -62,7 +63,7 @@ pub struct BalanceSpec {
 }
 
 /// What the balancer may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BalanceMode {
     /// Nothing.
@@ -141,7 +142,7 @@ impl ClusterSpec {
 }
 
 /// Which of the fitting hosts wins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PlacementPolicy {
     /// The emptiest.
@@ -154,7 +155,7 @@ pub enum PlacementPolicy {
 }
 
 /// What the cluster is made of.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterStatus {
     /// Who replicates the control plane, by id.
     pub controllers: Vec<Controller>,
@@ -164,7 +165,7 @@ pub struct ClusterStatus {
 }
 
 /// One controller of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Controller {
     /// Its number.
     pub id: ControllerId,

@@ -1,11 +1,12 @@
 //! The closed table of public errors: one code each, with its HTTP status, gRPC code and CLI exit status.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal, http $http:literal, grpc $grpc:literal, exit $exit:literal, retry $retry:literal;)*) => {
         /// Why a request was refused. Closed and documented: a client may match on it.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "snake_case")]
         pub enum ErrorCode {
             $($(#[doc = $doc])* $name,)*
@@ -77,6 +78,14 @@ codes! {
     KeyReused = "key_reused", http 422, grpc 3, exit 2, retry false;
     /// The revision asked for is no longer held; list again and watch from there.
     Compacted = "compacted", http 410, grpc 11, exit 9, retry false;
+    /// Another field manager owns a field that would change; the message names both. Apply with force, or leave it out.
+    FieldConflict = "field_conflict", http 409, grpc 10, exit 4, retry false;
+    /// The request is larger than is taken.
+    TooLarge = "too_large", http 413, grpc 11, exit 2, retry false;
+    /// This client has as many streams open as one client may have.
+    TooMany = "too_many", http 429, grpc 8, exit 10, retry true;
+    /// The controller has as many calls under way as it takes; nothing was done. Try again after a moment.
+    Overloaded = "overloaded", http 503, grpc 14, exit 10, retry true;
     /// The controller asked does not lead and could not pass the request on.
     NotLeader = "not_leader", http 503, grpc 14, exit 10, retry true;
     /// No quorum, or the controller is starting or stopping.

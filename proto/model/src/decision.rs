@@ -1,5 +1,6 @@
 //! What the scheduler decided and why, short enough to be kept with the object it decided on.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{HostId, Name, Revision};
@@ -8,7 +9,7 @@ use crate::{HostId, Name, Revision};
 pub const REFUSALS_MAX: usize = 8;
 
 /// Why a VM went where it went.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Decision {
     /// The revision of the fleet it was taken on.
     pub revision: Revision,
@@ -26,7 +27,7 @@ pub struct Decision {
 }
 
 /// A host that fits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
     /// Which.
     pub host: HostId,
@@ -40,7 +41,7 @@ pub struct Candidate {
 }
 
 /// One part of a score.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Term {
     /// One word: `spread`, `load`.
     pub name: String,
@@ -49,7 +50,7 @@ pub struct Term {
 }
 
 /// Hosts that were refused for one reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// One word for machines: `Memory`.
     pub reason: String,
@@ -67,7 +68,7 @@ impl std::fmt::Display for Refusal {
 }
 
 /// Why the fleet moves a VM by itself, and what it expects of that.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Grounds {
     /// One sentence with the numbers: "host-1 is asked for 190 % of its CPU, host-2 for 40 %".
     pub reason: String,
@@ -78,7 +79,7 @@ pub struct Grounds {
 }
 
 /// A fleet before and after a move.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Effect {
     /// Pain of the fleet before: what its hosts are asked for and cannot give, and how unfairly it is shared out.
     /// Thousandths of a CPU; it does not shrink as the fleet grows.
@@ -96,7 +97,7 @@ pub struct Effect {
 }
 
 /// What a live migration costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MoveCost {
     /// Memory and disks to send, MiB.
     pub send_mib: u64,

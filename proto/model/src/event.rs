@@ -1,5 +1,6 @@
 //! Something that happened, in order, for people and for watchers.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -9,7 +10,7 @@ use crate::{EventId, Kind, Name, Resource};
 pub type Event = Resource<EventId, EventSpec, EventStatus>;
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventSpec {
     /// Normal news, or something to look at.
     pub level: EventLevel,
@@ -22,7 +23,7 @@ pub struct EventSpec {
 }
 
 /// The object an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct About {
     /// Its kind.
     pub kind: Kind,
@@ -33,7 +34,7 @@ pub struct About {
 }
 
 /// How much it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventLevel {
     /// As planned.
@@ -43,5 +44,5 @@ pub enum EventLevel {
 }
 
 /// An event only happens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventStatus {}

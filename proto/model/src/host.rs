@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::capabilities::HostCapabilities;
@@ -18,7 +19,7 @@ const TAINT_MAX: usize = crate::meta::LABEL_MAX;
 pub type Host = Resource<HostId, HostSpec, HostStatus>;
 
 /// What the admin wants of the host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostSpec {
     /// Takes no new VM when set; those it has stay.
@@ -62,7 +63,7 @@ pub fn same_place(a: &Host, b: &Host, scope: Scope) -> bool {
 }
 
 /// What the host is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostStatus {
     /// Is its agent's session alive?
     pub phase: HostPhase,
@@ -85,7 +86,7 @@ pub struct HostStatus {
 /// ```text
 /// Joining -> Up <-> Down
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum HostPhase {
     /// Enrolled; its agent has never held a session.
     #[default]
@@ -97,7 +98,7 @@ pub enum HostPhase {
 }
 
 /// Capacity that has been promised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reserved {
     /// vCPUs.
     pub cpus: u64,

@@ -1,5 +1,6 @@
 //! An image: bytes named by their hash, from which disks, kernels and initrds are made.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{ImageId, Invalid, Resource};
@@ -11,7 +12,7 @@ pub type Image = Resource<ImageId, ImageSpec, ImageStatus>;
 pub const IMAGE_BYTES_MAX: u64 = 2 << 40;
 
 /// What the image is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
     /// How to read it.
@@ -41,7 +42,7 @@ impl ImageSpec {
 }
 
 /// What the bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageFormat {
     /// A disk, byte for byte; kernels and initrds too.
@@ -65,5 +66,5 @@ impl ImageFormat {
 }
 
 /// Nothing yet: an image exists once its bytes have reached a majority of the controllers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageStatus {}

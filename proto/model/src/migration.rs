@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::{Decision, Effect, Grounds};
@@ -23,7 +24,7 @@ use crate::{HostId, Incarnation, Invalid, MigrationId, Name, Resource, Timestamp
 pub type Migration = Resource<MigrationId, MigrationSpec, MigrationStatus>;
 
 /// What was asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationSpec {
     /// The VM to move.
@@ -44,7 +45,7 @@ pub struct MigrationSpec {
 }
 
 /// Who wanted it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MigrationCause {
     /// Somebody asked.
@@ -56,7 +57,7 @@ pub enum MigrationCause {
 }
 
 /// Bounds of one migration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationLimits {
     /// Stand-still the hypervisor may plan for, ms. QEMU's own default is 300.
@@ -94,7 +95,7 @@ impl MigrationLimits {
 }
 
 /// How it stands, or ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MigrationStatus {
     /// See the picture in the module docs.
     pub phase: MigrationPhase,
@@ -145,7 +146,7 @@ pub struct MigrationStatus {
 }
 
 /// What the hypervisor measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MigrationFigures {
     /// The guest stood still so long, ms: from the source's stop to the destination's first instruction.
     pub downtime_ms: u64,
@@ -161,7 +162,7 @@ pub struct MigrationFigures {
 }
 
 /// Where a destination listens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
     /// For memory: `tcp:ADDRESS:PORT`.
     pub memory: String,
@@ -171,7 +172,7 @@ pub struct Endpoint {
 }
 
 /// See the picture in the module docs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum MigrationPhase {
     /// Asked for; no destination is chosen, or the budget is spent.
     #[default]
@@ -216,7 +217,7 @@ impl std::fmt::Display for MigrationPhase {
 }
 
 /// Where the guest is after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MigrationOutcome {
     /// On the destination, and it never stopped for longer than the downtime.

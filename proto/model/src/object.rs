@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::cluster::Cluster;
@@ -17,7 +19,7 @@ use crate::vm::Vm;
 use crate::{Invalid, Labels, Name, Revision};
 
 /// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Kind {
     /// The deployment itself; there is one.
     Cluster,
@@ -147,6 +149,33 @@ impl Object {
     #[must_use]
     pub fn revision(&self) -> Revision {
         each!(self, object => object.metadata.revision)
+    }
+
+    /// What a user may write of it: `{metadata: {labels}, spec}`, as it reads in JSON, secrets included.
+    #[must_use]
+    pub fn intent(&self) -> Value {
+        let spec = each!(self, object => serde_json::to_value(&object.spec));
+        json!({
+            "metadata": {"labels": self.labels()},
+            "spec": spec.expect("specs have string keys"),
+        })
+    }
+
+    /// Do both say the same of what a user may write?
+    #[must_use]
+    pub fn same_intent(&self, other: &Self) -> bool {
+        let spec = match (self, other) {
+            (Self::Cluster(a), Self::Cluster(b)) => a.spec == b.spec,
+            (Self::Host(a), Self::Host(b)) => a.spec == b.spec,
+            (Self::Vm(a), Self::Vm(b)) => a.spec == b.spec,
+            (Self::Image(a), Self::Image(b)) => a.spec == b.spec,
+            (Self::Migration(a), Self::Migration(b)) => a.spec == b.spec,
+            (Self::Task(a), Self::Task(b)) => a.spec == b.spec,
+            (Self::Event(a), Self::Event(b)) => a.spec == b.spec,
+            (Self::Recommendation(a), Self::Recommendation(b)) => a.spec == b.spec,
+            _ => false,
+        };
+        spec && self.labels() == other.labels()
     }
 
     /// Takes out what nobody outside may see.

@@ -4,6 +4,7 @@
 //! Open -> Approved (its migration follows) | Dismissed | Expired (the fleet has changed)
 //! ```
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Grounds;
@@ -13,7 +14,7 @@ use crate::{HostId, MigrationId, Name, RecommendationId, Resource, Timestamp, Vm
 pub type Recommendation = Resource<RecommendationId, RecommendationSpec, RecommendationStatus>;
 
 /// What is recommended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecommendationSpec {
     /// The VM to move.
@@ -35,7 +36,7 @@ pub struct RecommendationSpec {
 }
 
 /// How it stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RecommendationStatus {
     /// See the picture in the module docs.
     pub phase: RecommendationPhase,
@@ -50,7 +51,7 @@ pub struct RecommendationStatus {
 }
 
 /// See the picture in the module docs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum RecommendationPhase {
     /// Waits for somebody.
     #[default]

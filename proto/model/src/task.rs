@@ -4,6 +4,7 @@
 //! Queued -> Running -> Succeeded | Failed | Cancelled
 //! ```
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::{Kind, Name, Resource, TaskId, Timestamp};
 pub type Task = Resource<TaskId, TaskSpec, TaskStatus>;
 
 /// What is to be done, to what.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
     /// What.
@@ -27,7 +28,7 @@ pub struct TaskSpec {
 }
 
 /// What can be done as a task.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
     /// Press the VM's power button and wait for the guest to power off.
@@ -63,7 +64,7 @@ impl Act {
 }
 
 /// How it stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskStatus {
     /// See the picture in the module docs.
     pub phase: TaskPhase,
@@ -87,7 +88,7 @@ pub struct TaskStatus {
 }
 
 /// How far a drain is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainProgress {
     /// The host was cordoned before: it stays so when the drain is cancelled.
     pub was_cordoned: bool,
@@ -107,7 +108,7 @@ pub struct DrainProgress {
 }
 
 /// See the picture in the module docs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum TaskPhase {
     /// Not begun.
     #[default]

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Fleet, host_id, join, migration_id, open, vm_id};
 use crate::command::{Command, MigrationEvent, Seen, Write};
+use crate::owners::Claim;
 use crate::{State, snapshot};
 
 type Draw = (u8, u8, u8);
@@ -106,7 +107,23 @@ fn event(state: &State, number: u64, pick: u8, other: u8) -> MigrationEvent {
     }
 }
 
-fn write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
+/// The write, sometimes applied by one of two managers who own some of the fields.
+fn write(fleet: &Fleet, draw: Draw, pick: u8) -> Write {
+    let write = plain_write(fleet, draw, pick);
+    let (_, a, b) = draw;
+    if !matches!(write, Write::CreateVm { .. } | Write::UpdateVm { .. }) || b % 3 == 0 {
+        return write;
+    }
+    let fields = ["/spec/mem_mib", "/spec/power", "/spec/disks", "/metadata/labels/app"];
+    let claim = Some(Claim {
+        manager: if a.is_multiple_of(2) { "even".to_owned() } else { "odd".to_owned() },
+        fields: fields.iter().skip(usize::from(b) % 5).map(|field| (*field).to_owned()).collect(),
+        force: b.is_multiple_of(2),
+    });
+    Write::Checked { expect: None, claim, asked: String::new(), write: Box::new(write) }
+}
+
+fn plain_write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
     let vm = u64::from(a % 4);
     let host = host_id(u64::from(a % 3));
     match pick {

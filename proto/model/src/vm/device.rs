@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::MachineType;
@@ -17,7 +18,7 @@ pub const PATH_MAX: usize = 4095;
 pub const VNC_PASSWORD_MAX: usize = 8;
 
 /// One disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// What the guest would call it: `vda`, `sda`, `hda`.
@@ -81,7 +82,7 @@ impl Disk {
 }
 
 /// How a disk is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskBus {
     /// Paravirtual.
@@ -104,7 +105,7 @@ impl fmt::Display for DiskBus {
 }
 
 /// How a disk's bytes are laid out on the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskFormat {
     /// QEMU copy-on-write.
@@ -129,7 +130,7 @@ impl DiskFormat {
 }
 
 /// Where a disk's bytes come from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskSource {
     /// A copy of an imported image, made on the host at the first start.
@@ -152,7 +153,7 @@ impl DiskSource {
 }
 
 /// One network card.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nic {
     /// Hardware address. Given one when the VM is created without.
@@ -185,7 +186,7 @@ impl Nic {
 }
 
 /// The card the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NicModel {
     /// Paravirtual.
@@ -210,7 +211,7 @@ impl NicModel {
 }
 
 /// What a network card is plugged into.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NicNetwork {
     /// QEMU's own NAT; the guest reaches out, nothing reaches in.
@@ -270,7 +271,7 @@ impl<'de> Deserialize<'de> for Mac {
 }
 
 /// A VNC display.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Vnc {
     /// Address it listens on at the host; empty: 127.0.0.1.
@@ -306,7 +307,7 @@ impl Vnc {
 }
 
 /// Which TCP port the display takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VncPort {
     /// The first free one from 5900.

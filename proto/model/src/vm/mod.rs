@@ -19,6 +19,7 @@ pub use device::{Disk, DiskBus, DiskFormat, DiskSource, Mac, Nic, NicModel, NicN
 pub use placement::{Placement, Rule, Scope, Wants};
 pub use spec::{AccelChoice, Arch, Boot, FileRef, MachineType, Power, RestartPolicy, SimSpec, VmSpec};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Decision;
@@ -28,7 +29,7 @@ use crate::{HostId, Incarnation, MigrationId, Name, Resource, TaskId, Timestamp,
 pub type Vm = Resource<VmId, VmSpec, VmStatus>;
 
 /// What the fleet reports of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmStatus {
     /// Where it stands; see the picture in the module docs.
     pub phase: VmPhase,
@@ -80,7 +81,7 @@ pub struct VmStatus {
 }
 
 /// See the picture in the module docs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum VmPhase {
     /// Nothing runs and nothing should.
     #[default]
@@ -125,7 +126,7 @@ impl std::fmt::Display for VmPhase {
 }
 
 /// Memory saved to a file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SavedState {
     /// The host that has the file.
     pub host: HostId,

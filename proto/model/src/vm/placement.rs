@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::in_range;
@@ -13,7 +14,7 @@ pub const RULES_MAX: usize = 16;
 pub const WEIGHT: std::ops::RangeInclusive<u64> = 1..=100;
 
 /// Where it may run. Everything that is not a preference must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Placement {
     /// Only on this host.
@@ -37,7 +38,7 @@ pub struct Placement {
 }
 
 /// Affinity or anti-affinity towards other VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Beside them, or apart from them.
@@ -55,7 +56,7 @@ pub struct Rule {
 }
 
 /// Beside or apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Wants {
     /// In the same place.
@@ -65,7 +66,9 @@ pub enum Wants {
 }
 
 /// What counts as one place. A host that names no rack is a rack of its own; hosts that name no zone are in one zone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// A host.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Disk, Nic, Placement, Vnc};
@@ -19,7 +20,7 @@ pub const DEVICES_MAX: usize = 16;
 pub const CMDLINE_MAX: usize = 2047;
 
 /// What somebody asked for. `power` may change at any time, the rest while the VM is stopped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Should it run?
@@ -158,7 +159,7 @@ impl VmSpec {
 }
 
 /// Should it run?
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Power {
     /// No.
@@ -171,7 +172,7 @@ pub enum Power {
 }
 
 /// How vCPUs may be run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AccelChoice {
     /// KVM where a probe has seen it work, else TCG.
@@ -196,7 +197,7 @@ impl AccelChoice {
 }
 
 /// The guest's architecture.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// 64-bit PC.
@@ -207,7 +208,7 @@ pub enum Arch {
 }
 
 /// The board.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineType {
     /// PCI Express PC.
@@ -232,7 +233,7 @@ impl MachineType {
 }
 
 /// Where it boots from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Boot {
     /// The firmware tries the disks in order.
@@ -264,7 +265,7 @@ impl Boot {
 }
 
 /// A file a guest is started from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileRef {
     /// An imported image, by name.
@@ -292,7 +293,7 @@ impl FileRef {
 }
 
 /// What happens when its process dies without having been told to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartPolicy {
     /// It stays down, as Failed.
@@ -303,7 +304,7 @@ pub enum RestartPolicy {
 }
 
 /// How the test driver plays a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimSpec {
     /// From start to running, ms.
