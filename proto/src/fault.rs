@@ -13,6 +13,10 @@ use crate::v1;
 const CODE_KEY: &str = "dunlin-code";
 /// Metadata key of the current object, a [`v1::Object`].
 const CURRENT_KEY: &str = "dunlin-current-bin";
+/// Metadata key that tells gRPC clients when to try again (gRPC A6, "Pushback").
+const PUSHBACK_KEY: &str = "grpc-retry-pushback-ms";
+/// After so long the calls that were in the way are over.
+const PUSHBACK_MS: &str = "1000";
 /// Longest message sent, bytes. hyper takes 16 KiB of headers, and each byte of it may become three (`%C3`).
 const MESSAGE_BYTES_MAX: usize = 2 << 10;
 /// Largest current object sent, bytes: base64 makes four of three. A larger one is left out; the client reads it anew.
@@ -135,6 +139,9 @@ impl From<Fault> for Status {
         let Fault { code, message, current } = fault;
         let mut metadata = MetadataMap::new();
         metadata.insert(CODE_KEY, MetadataValue::from_static(code.as_str()));
+        if matches!(code, ErrorCode::Overloaded | ErrorCode::TooMany) {
+            metadata.insert(PUSHBACK_KEY, MetadataValue::from_static(PUSHBACK_MS));
+        }
         if let Some(current) = current {
             let bytes = v1::Object::from(*current).encode_to_vec();
             if bytes.len() <= CURRENT_BYTES_MAX {

@@ -114,3 +114,23 @@ async fn a_refused_connection_is_unavailable() {
     let fault = Fault::from(client.get(v1::GetRequest::default()).await.unwrap_err());
     assert_eq!(fault.code, ErrorCode::Unavailable);
 }
+
+/// What a message says of a field or of near names can be had without reading sentences, after the wire too.
+#[test]
+fn details_are_in_the_message() {
+    let over_the_wire = |fault: Fault| Fault::from_status(&Status::from(fault)).details();
+    let invalid = Invalid::new(
+        "spec.disks[0].bus",
+        "\"x\": is not known; allowed: never",
+        "virtio, sata; did you mean a: b",
+    );
+    let details = over_the_wire(invalid.clone().into());
+    assert_eq!(details.field, Some(invalid.field));
+    assert_eq!(details.allowed, Some(invalid.allowed));
+    let near = Fault::new(ErrorCode::NotFound, "no vm is called \"wbe\"; did you mean web, web-1?");
+    assert_eq!(over_the_wire(near).near, ["web", "web-1"]);
+    let plain = Fault::new(ErrorCode::Internal, "a: b; allowed: c");
+    assert_eq!(over_the_wire(plain), crate::Details::default());
+    let status = Status::from(Fault::new(ErrorCode::Overloaded, "later"));
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+}

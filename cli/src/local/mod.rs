@@ -179,7 +179,7 @@ async fn answering(fleet: &Fleet, daemons: &[Daemon]) -> Result<(), Failure> {
     loop {
         daemons.iter().try_for_each(Daemon::check)?;
         match fleet.list(Kind::Cluster, false).await {
-            Ok((_, clusters)) if !clusters.is_empty() => return Ok(()),
+            Ok(found) if !found.objects.is_empty() => return Ok(()),
             Err(fault) if !fault.code.retryable() || Instant::now() > deadline => return Err(fault.into()),
             _ => tokio::time::sleep(LOOK_PAUSE).await,
         }

@@ -152,7 +152,7 @@ impl Api {
     }
 
     /// One page of a list: of the newest revision, or of that at which the list was begun.
-    async fn page(&self, request: &Request<v1::ListRequest>) -> Result<reads::Page, Fault> {
+    async fn page(&self, request: &Request<v1::ListRequest>, as_json: bool) -> Result<reads::Page, Fault> {
         let call = Call::admit(&self.node.calls, request, CALL_DEADLINE)?;
         let asked = request.get_ref();
         let (view, after) = if asked.page_token.is_empty() {
@@ -161,7 +161,7 @@ impl Api {
             let place = pages::place(asked)?;
             (self.node.pages.at(place.revision)?, Some(place.after))
         };
-        let page = reads::list(&self.node, &view, asked, after.as_ref())?;
+        let page = reads::list(&self.node, &view, asked, after.as_ref(), as_json)?;
         if page.next.is_some() {
             self.node.pages.keep(&view);
         }
@@ -189,15 +189,21 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all)]
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let page = self.page(&request).await?;
+        let page = self.page(&request, false).await?;
         let next = page.next.map(|place| pages::token(request.get_ref(), &place));
-        Ok(Response::new(v1::ListResponse {
+        let mut answer = v1::ListResponse {
             revision: page.revision.0,
-            objects: page.objects.into_iter().map(Into::into).collect(),
             more: next.is_some(),
             next_page_token: next.unwrap_or_default(),
-            json: page.parts.into_iter().flatten().map(|part| part.to_string()).collect(),
-        }))
+            ..v1::ListResponse::default()
+        };
+        for item in page.items {
+            match item {
+                reads::Item::Message(object) => answer.objects.push(*object),
+                reads::Item::Json(text) => answer.json.push(text),
+            }
+        }
+        Ok(Response::new(answer))
     }
 
     #[tracing::instrument(skip_all, fields(after = request.get_ref().after_revision))]

@@ -94,7 +94,7 @@ fn query(request: &v1::ListRequest) -> u64 {
 }
 
 fn unhex(text: &str) -> Option<String> {
-    if text.len() > TOKEN_BYTES_MAX || text.len() % 2 != 0 {
+    if text.len() > TOKEN_BYTES_MAX || !text.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());

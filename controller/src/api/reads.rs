@@ -70,11 +70,25 @@ pub(super) fn get(node: &Node, state: &State, request: &v1::GetRequest) -> Resul
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) revision: Revision,
-    pub(super) objects: Vec<Object>,
-    /// In place of the objects, when only some of their fields were asked for.
-    pub(super) parts: Option<Vec<Value>>,
+    pub(super) items: Vec<Item>,
     /// Where the next page begins, when there is one.
     pub(super) next: Option<Place>,
+}
+
+/// An object of a page, as it will be sent: made once, since its length decides where the page ends.
+#[derive(Debug)]
+pub(super) enum Item {
+    Message(Box<v1::Object>),
+    Json(String),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message(message) => message.encoded_len(),
+            Self::Json(text) => text.len(),
+        }
+    }
 }
 
 /// What a list is of.
@@ -97,51 +111,67 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// The object as it will be sent, if it is one of those wanted. As JSON when that is asked for, and whenever only some
+    /// of its fields are.
+    fn item(&self, node: &Node, object: &Object, as_json: bool) -> Option<Item> {
+        let shown = shown(node, object);
+        if self.fields.is_any() && self.projection.is_all() {
+            return Some(if as_json {
+                Item::Json(text(&shown))
+            } else {
+                Item::Message(Box::new(shown.into()))
+            });
+        }
+        let whole = json(&shown);
+        if !self.fields.matches(&whole) {
+            return None;
+        }
+        let whole_message = self.projection.is_all() && !as_json;
+        Some(if whole_message {
+            Item::Message(Box::new(shown.into()))
+        } else {
+            Item::Json(self.projection.of(whole).to_string())
+        })
+    }
+}
+
 /// `List`, of that state: as many as were asked for and as fit, after the place where the page before ended.
 pub(super) fn list(
     node: &Node,
     state: &State,
     request: &v1::ListRequest,
     after: Option<&Name>,
+    as_json: bool,
 ) -> Result<Page, Fault> {
     let wanted = Wanted::of(request)?;
     let limit = match usize::try_from(request.limit) {
         Ok(asked @ 1..=PAGE_MAX) => asked,
         _ => PAGE_MAX,
     };
-    let mut page = Page { revision: state.revision(), objects: Vec::new(), parts: None, next: None };
-    let mut parts = Vec::new();
+    let mut page = Page { revision: state.revision(), items: Vec::new(), next: None };
     let mut bytes = 0;
     let chosen = |object: &&Arc<Object>| {
         carries(object.labels(), &request.labels) && wanted.labels.matches(object.labels())
     };
-    let mut last: Option<Name> = None;
+    let mut last: Option<&Name> = None;
     for object in state.objects_by_name(wanted.kind, after).filter(chosen) {
-        let shown = shown(node, object);
-        let json = (!wanted.fields.is_any() || !wanted.projection.is_all()).then(|| json(&shown));
-        if json.as_ref().is_some_and(|json| !wanted.fields.matches(json)) {
-            continue;
-        }
-        let part = json.filter(|_| !wanted.projection.is_all()).map(|json| wanted.projection.of(json));
-        bytes += part.as_ref().map_or_else(|| size(&shown), |part| part.to_string().len());
-        let count = page.objects.len() + parts.len();
-        if let Some(last) = last.take_if(|_| count == limit || (bytes > PAGE_BYTES_MAX && count > 0)) {
-            page.next = Some(Place { revision: page.revision, after: last });
+        let Some(item) = wanted.item(node, object, as_json) else { continue };
+        bytes += item.bytes();
+        if let Some(last) = last
+            && (page.items.len() == limit || bytes > PAGE_BYTES_MAX)
+        {
+            page.next = Some(Place { revision: page.revision, after: last.clone() });
             break;
         }
-        last = Some(shown.name().clone());
-        match part {
-            Some(part) => parts.push(part),
-            None => page.objects.push(shown),
-        }
+        last = Some(object.name());
+        page.items.push(item);
     }
-    page.parts = (!wanted.projection.is_all()).then_some(parts);
     Ok(page)
 }
 
-/// About what an object takes on the wire, bytes.
-fn size(object: &Object) -> usize {
-    v1::Object::from(object.clone()).encoded_len()
+fn text(object: &Object) -> String {
+    serde_json::to_string(object).expect("objects have string keys")
 }
 
 /// An object as it reads in JSON.

@@ -55,6 +55,9 @@ impl Http {
         }
         if let Some(body) = body {
             request = request.body(body.to_string());
+            if !headers.iter().any(|(name, _)| *name == "Content-Type") {
+                request = request.header("Content-Type", "application/json");
+            }
         }
         let response = request.send().await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
@@ -337,7 +340,8 @@ async fn acts_and_answers() {
     http.post("/v1/recommendations/none/decide", json!({"approve": true})).await.is(404, ErrorCode::NotFound);
     http.post("/v1/migrations", json!({"spec": {"vm_name": "web"}})).await.is(409, ErrorCode::WrongState);
 
-    let sent = http.client.post(format!("{}/v1/blobs", http.base)).body("some bytes").send().await.unwrap();
+    let sent = http.client.post(format!("{}/v1/blobs", http.base)).body("some bytes");
+    let sent = sent.header("Content-Type", "application/octet-stream").send().await.unwrap();
     let stored: Value = serde_json::from_str(&sent.text().await.unwrap()).unwrap();
     let sha256 = stored["sha256"].as_str().unwrap();
     assert_eq!(stored["size_bytes"], 10);

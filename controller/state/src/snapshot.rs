@@ -17,8 +17,8 @@ use crate::owners::Owners;
 use crate::reserve::hosts_of;
 use crate::state::{Fence, OrderFor};
 
-/// Version of the encoding. A reader takes this and every older one.
-pub const VERSION: u32 = 1;
+/// Version of the encoding. A reader takes this and every older one. 2 added the owners of fields.
+pub const VERSION: u32 = 2;
 /// Longest line read, bytes: one object, far larger than any that validates.
 pub const LINE_MAX: u64 = 16 << 20;
 

@@ -11,9 +11,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tonic::Status;
 
-use super::incoming::Incoming;
+use super::incoming::{Incoming, unsupported};
 use super::route::{OFFSET, Served};
 use super::{Rest, json};
+
+/// Media type of bytes that are nothing else.
+const BYTES: &str = "application/octet-stream";
 
 /// Bytes under their hash.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -35,6 +38,9 @@ impl From<v1::BlobInfo> for Stored {
 
 pub(super) fn upload(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
     Box::pin(async move {
+        if incoming.media_type() != BYTES {
+            return Err(unsupported(incoming.media_type(), BYTES));
+        }
         let chunks = incoming.take_body().into_data_stream().map(|piece| match piece {
             Ok(data) => Ok(v1::BlobChunk { data: data.into() }),
             Err(error) => Err(Status::from(Fault::new(
@@ -62,7 +68,7 @@ pub(super) fn download(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
         let ask = v1::DownloadBlobRequest { sha256: incoming.sha256(), offset };
         let chunks = rest.api.download_blob(incoming.request(ask)?).await?.into_inner();
         let pieces = chunks.map(|chunk| chunk.map(|chunk| chunk.data));
-        let kind = HeaderValue::from_static("application/octet-stream");
+        let kind = HeaderValue::from_static(BYTES);
         let response: Response = ([(header::CONTENT_TYPE, kind)], Body::from_stream(pieces)).into_response();
         Ok(response)
     })

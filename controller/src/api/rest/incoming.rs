@@ -179,10 +179,11 @@ impl Incoming {
         Ok(document::read(&self.json().await?)?)
     }
 
-    /// Refuses a body that says it is something else.
+    /// Refuses a body that does not say it is JSON: what a page of another site can make a browser send without asking says
+    /// something else, or nothing.
     pub(super) fn expect_json(&self) -> Result<(), Refused> {
         match self.media_type() {
-            "" | "application/json" => Ok(()),
+            "application/json" => Ok(()),
             other => Err(unsupported(other, "application/json")),
         }
     }

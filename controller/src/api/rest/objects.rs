@@ -3,11 +3,12 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use dunlin_model::fields::Projection;
-use dunlin_model::{ErrorCode, Invalid, Kind, Name, Object};
+use dunlin_model::{ErrorCode, Invalid, Kind, Name, Object, Revision};
 use dunlin_proto::v1::fleet_server::Fleet as _;
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, Wire as _, document, v1};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::incoming::{Incoming, unsupported};
@@ -56,17 +57,25 @@ pub(super) fn list(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
             ..v1::ListRequest::default()
         };
         let request = incoming.request(ask)?;
-        let page = rest.api.page(&request).await?;
-        let items: Vec<Value> = match page.parts {
-            Some(parts) => parts,
-            None => page.objects.iter().map(reads::json).collect(),
-        };
-        let mut list = json!({"kind": "List", "revision": page.revision, "items": items});
-        if let Some(next) = page.next {
-            list["next_page_token"] = pages::token(request.get_ref(), &next).into();
-        }
+        let page = rest.api.page(&request, true).await?;
+        let next_page_token = page.next.map(|next| pages::token(request.get_ref(), &next));
+        let items = page.items.into_iter().filter_map(|item| match item {
+            reads::Item::Json(text) => RawValue::from_string(text).ok(),
+            reads::Item::Message(_) => None,
+        });
+        let list = List { kind: "List", revision: page.revision, items: items.collect(), next_page_token };
         Ok(answer(StatusCode::OK, &list))
     })
+}
+
+/// A list as it is answered.
+#[derive(Serialize)]
+struct List {
+    kind: &'static str,
+    revision: Revision,
+    items: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
 }
 
 pub(super) fn create(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
@@ -120,7 +129,7 @@ pub(super) fn patch(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
         let revision = incoming.if_match()?;
         let (kind, name, idempotency_key) = (incoming.kind_number(), incoming.name(), incoming.key());
         match media_type.as_str() {
-            "" | "application/json" | MERGE_PATCH => {
+            "application/json" | MERGE_PATCH => {
                 let patch = incoming.json().await?.to_string();
                 let ask = v1::PatchRequest { idempotency_key, kind, name, patch, dry_run, revision };
                 shown(rest.api.patch(incoming.request(ask)?).await?.into_inner())

@@ -126,5 +126,5 @@ pub(super) fn apply_balance(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
 
 /// An answer of ours that cannot be read.
 fn ours(invalid: Invalid) -> Refused {
-    Fault::new(ErrorCode::Internal, invalid.to_string()).into()
+    Fault { code: ErrorCode::Internal, ..Fault::from(invalid) }.into()
 }
