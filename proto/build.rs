@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "dunlin/v1/fleet.proto",
         "dunlin/v1/session.proto",
         "dunlin/v1/raft.proto",
+        "dunlin/v1/operator.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::verbs::apply::{ApplyArgs, DeleteArgs};
+use crate::verbs::backup::{BackupArgs, RestoreArgs};
 use crate::verbs::balance::BalanceVerb;
 use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
+use crate::verbs::controller::ControllerVerb;
 use crate::verbs::explain::ExplainArgs;
 use crate::verbs::get::GetArgs;
 use crate::verbs::host_set::HostSetArgs;
@@ -42,7 +44,7 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Noun {
-    /// Run a controller (a daemon)
+    /// Run a controller (a daemon), or keep the set of them
     Controller(ControllerArgs),
     /// Run this host's agent (a daemon)
     Agent(AgentArgs),
@@ -74,6 +76,10 @@ pub(crate) enum Noun {
     /// What happened
     #[command(subcommand)]
     Event(EventVerb),
+    /// Save the whole state in one file
+    Backup(BackupArgs),
+    /// Fill the data directory of a new cluster's first controller from a backup
+    Restore(RestoreArgs),
     /// Levelling the load by live migration
     #[command(subcommand)]
     Balance(BalanceVerb),
@@ -99,7 +105,17 @@ pub(crate) enum Noun {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ControllerArgs {
+    #[command(subcommand)]
+    pub(crate) verb: Option<ControllerVerb>,
+    #[command(flatten)]
+    pub(crate) daemon: Option<DaemonArgs>,
+}
+
+/// What the daemon is told.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
     /// This controller's number within the cluster, 1 and up
     #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>("1 and up"))]
     pub(crate) id: u64,
@@ -115,6 +131,9 @@ pub(crate) struct ControllerArgs {
     /// A controller of the cluster, this one included, once for each: ID=API_ADDRESS/RAFT_ADDRESS
     #[arg(long = "member", value_name = "ID=API/RAFT", required = true)]
     pub(crate) members: Vec<crate::daemon::MemberArg>,
+    /// Form no cluster: wait until `controller add` takes this one into another; give --member for this one alone
+    #[arg(long)]
+    pub(crate) join: bool,
     /// Name of the cluster: what it is founded as, and later that of no other [default when founded: dunlin]
     #[arg(long)]
     pub(crate) cluster: Option<dunlin_model::Name>,

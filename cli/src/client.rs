@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use v1::advisor_client::AdvisorClient;
 use v1::fleet_client::FleetClient;
+use v1::operator_client::OperatorClient;
 
 use crate::output;
 
@@ -77,6 +78,14 @@ impl Fleet {
     {
         let client = |channel| AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.each(async |channel| call(client(channel)).await).await
+    }
+
+    /// The same for the keeping of the cluster itself.
+    pub(crate) async fn operate<T, F>(&self, call: F) -> Result<T, Fault>
+    where
+        F: AsyncFn(OperatorClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    {
+        self.each(async |channel| call(OperatorClient::new(channel)).await).await
     }
 
     async fn each<T, F>(&self, call: F) -> Result<T, Fault>

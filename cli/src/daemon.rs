@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{AgentArgs, ControllerArgs, DriverArg};
+use crate::args::{AgentArgs, DaemonArgs, DriverArg};
 use crate::client::endpoint;
 use crate::failure::{Failure, chain};
 use crate::verbs::vm_flags::once;
@@ -51,7 +51,7 @@ impl FromStr for MemberArg {
 }
 
 /// Runs a controller until it is told to stop.
-pub(crate) fn controller(args: ControllerArgs, logs: Option<&str>) -> Result<(), Failure> {
+pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Failure> {
     begin(args.log_json, args.own_session, logs)?;
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
         let problem = format!("controller {} itself is not among them", args.id);
@@ -63,6 +63,10 @@ pub(crate) fn controller(args: ControllerArgs, logs: Option<&str>) -> Result<(),
         return Err(Invalid::new("--member", problem, "one for every controller").into());
     }
     let others = args.members.iter().filter(|member| member.id != me.id);
+    if args.join && args.members.len() > 1 {
+        let problem = "is given beside --join, which learns of the others from them";
+        return Err(Invalid::new("--member", problem, "this controller's own alone").into());
+    }
     let config = dunlin_controller::Config {
         id: me.id,
         data_dir: args.data_dir,
@@ -78,7 +82,7 @@ pub(crate) fn controller(args: ControllerArgs, logs: Option<&str>) -> Result<(),
             })
             .collect(),
         cluster_name: args.cluster,
-        init: args.members.iter().map(|member| member.id).collect(),
+        init: if args.join { Vec::new() } else { args.members.iter().map(|member| member.id).collect() },
         timers: dunlin_controller::raft::Timers::default(),
         snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
     };

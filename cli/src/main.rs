@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Noun};
+use crate::args::{Cli, ControllerArgs, Noun};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -35,7 +35,10 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let contexts = contexts_path();
     match cli.noun {
-        Noun::Controller(args) => daemon::controller(args, logs().as_deref()),
+        Noun::Controller(ControllerArgs { verb: None, daemon: Some(args) }) => {
+            daemon::controller(args, logs().as_deref())
+        }
+        Noun::Restore(args) => verbs::backup::restore(&args),
         Noun::Agent(args) => daemon::agent(args, logs().as_deref()),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),

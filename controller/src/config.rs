@@ -121,7 +121,7 @@ impl Config {
     }
 }
 
-fn validate_endpoint(field: &str, endpoint: &str) -> Result<(), Invalid> {
+pub(crate) fn validate_endpoint(field: &str, endpoint: &str) -> Result<(), Invalid> {
     let authority = endpoint.strip_prefix("http://").and_then(|rest| rest.rsplit_once(':'));
     match authority {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(()),

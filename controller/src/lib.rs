@@ -16,6 +16,7 @@
 
 mod advise;
 mod api;
+pub mod backup;
 mod balancer;
 mod blob;
 mod clock;
@@ -25,12 +26,14 @@ mod fleet;
 mod found;
 mod front;
 mod kin;
+mod members;
 mod mint;
 mod node;
 pub mod raft;
 pub mod reconcile;
 mod room;
 mod run;
+mod sealed;
 mod session;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{Advice, Api, keep_blobs, rest_fallback, rest_router};
+use crate::api::{Advice, Api, Operations, keep_blobs, rest_fallback, rest_router};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
@@ -149,5 +149,6 @@ fn routes(node: &Arc<Node>) -> Router {
     let (api, advice) = (Api::new(Arc::clone(node)), Advice::new(Arc::clone(node)));
     let rest = rest_router(node, &api, &advice);
     let grpc = Routes::new(api.service()).add_service(Gate::service(Arc::clone(node)));
-    rest_fallback(grpc.add_service(advice.service()).prepare().into_axum_router().merge(rest))
+    let grpc = grpc.add_service(advice.service()).add_service(Operations::service(Arc::clone(node)));
+    rest_fallback(grpc.prepare().into_axum_router().merge(rest))
 }

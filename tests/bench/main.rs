@@ -12,6 +12,7 @@ mod cutting_stock;
 mod day;
 mod decide;
 mod ganeti;
+mod load;
 mod migration;
 mod packing;
 mod rules;

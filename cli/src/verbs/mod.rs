@@ -1,10 +1,12 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod balance;
 pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
+pub(crate) mod controller;
 pub(crate) mod document;
 pub(crate) mod explain;
 pub(crate) mod files;
@@ -24,7 +26,7 @@ use std::path::PathBuf;
 
 use dunlin_model::{Invalid, Kind};
 
-use crate::args::{Cli, EventVerb, Format, Noun};
+use crate::args::{Cli, ControllerArgs, EventVerb, Format, Noun};
 use crate::client::Fleet;
 use crate::context::Contexts;
 use crate::failure::Failure;
@@ -72,11 +74,14 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         Noun::Delete(args) => apply::delete(&session, &args).await,
         Noun::Explain(args) => explain::run(&session, args).await,
         Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
+        Noun::Controller(ControllerArgs { verb: Some(verb), .. }) => controller::run(&session, verb).await,
+        Noun::Backup(args) => backup::run(&session, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
         Noun::Controller(_)
         | Noun::Agent(_)
         | Noun::Up(_)
         | Noun::Down(_)
+        | Noun::Restore(_)
         | Noun::Context(_)
         | Noun::Completions { .. }
         | Noun::Simulate(_)

@@ -8,6 +8,8 @@ mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
 mod console;
+mod many;
+mod operator;
 mod pages;
 mod peers;
 mod policy;
@@ -32,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
+pub(crate) use operator::Operations;
 pub(crate) use pages::Pages;
 pub(crate) use peers::{Peers, cluster_of, gate};
 pub(crate) use reads::rejected_fault;
@@ -75,10 +78,7 @@ impl Api {
         let most = if request.get_ref().moves_bytes() { TRANSFER_DEADLINE } else { CALL_DEADLINE };
         let call = Call::admit(&self.node.calls, &request, most)?;
         let mut ask = request.into_inner();
-        if ask.key().is_empty() {
-            *ask.key() = mint::secret();
-        }
-        in_range("idempotency_key (bytes)", ask.key().len() as u64, 1..=KEY_MAX).map_err(Fault::from)?;
+        complete_key(ask.key())?;
         let object = carry::to_leader(&self.node, call, ask, |ask| self.carry_out(ask), A::send).await?;
         Ok(Response::new(object))
     }
@@ -220,6 +220,14 @@ impl Fleet for Api {
     }
 
     #[tracing::instrument(skip_all)]
+    async fn create_many(
+        &self,
+        request: Request<v1::CreateManyRequest>,
+    ) -> Result<Response<v1::CreateManyResponse>, Status> {
+        self.many(request).await
+    }
+
+    #[tracing::instrument(skip_all)]
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::Object>, Status> {
         self.write(request).await
     }
@@ -316,6 +324,15 @@ impl Fleet for Api {
         let _call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         Ok(Response::new(blobs::stat(&self.node, request.get_ref())?))
     }
+}
+
+/// Checks an idempotency key, or mints one where none was given.
+fn complete_key(key: &mut String) -> Result<(), Fault> {
+    if key.is_empty() {
+        *key = mint::secret();
+    }
+    in_range("idempotency_key (bytes)", key.len() as u64, 1..=KEY_MAX)?;
+    Ok(())
 }
 
 /// A stream was ended by the far end before it said what it wanted.

@@ -21,7 +21,7 @@ use dunlin_model::{
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, Wire as _, read, v1};
 use dunlin_state::owners::Expected;
-use dunlin_state::{State, Write};
+use dunlin_state::{NewVm, State, Write};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -166,13 +166,19 @@ fn address_nics(spec: &mut VmSpec, stored: Option<&VmSpec>) {
 }
 
 fn create_vm(vm: Vm) -> Write {
+    let NewVm { uid, own_uid, name, labels, spec } = new_vm(vm);
+    Write::CreateVm { uid, own_uid, name, labels, spec }
+}
+
+/// What is minted for a new VM, and what was asked for it.
+pub(super) fn new_vm(vm: Vm) -> NewVm {
     let mut spec = vm.spec;
     address_nics(&mut spec, None);
     let Metadata { name, uid, labels, .. } = vm.metadata;
     // Whoever brings a VM from elsewhere may bring its uid: a guest sees it, and so does its licence.
     let own_uid = !uid.0.is_nil();
     let uid = if own_uid { uid } else { VmId(mint::uuid()) };
-    Write::CreateVm { uid, own_uid, name, labels, spec }
+    NewVm { uid, own_uid, name, labels, spec }
 }
 
 /// A migration may name its VM by name or by uid, and need not have a name of its own.

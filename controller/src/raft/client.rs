@@ -21,13 +21,16 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::Member;
 use super::identity::Identity;
+use super::log_store::Durable;
 use super::types::{
-    Types, entry_to_wire, log_id_from_wire, log_id_to_wire, meta_to_wire, vote_from_wire, vote_to_wire,
+    LogId, Types, entry_to_wire, log_id_from_wire, log_id_to_wire, meta_to_wire, vote_from_wire, vote_to_wire,
 };
 
 /// What a message may weigh: an append of 1 MiB that was topped by one command of 1 MiB, and its envelope.
@@ -43,6 +46,9 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 /// Pause before an unreachable controller is tried again: one that restarts is found within two of them.
 const BACKOFF: Duration = Duration::from_millis(100);
 
+/// How long an append waits for the local disk so that it can carry the news of a commit: a few syncs.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(10);
+
 type Client = RaftTransportClient<Channel>;
 type RpcError<E = openraft::error::Infallible> = RPCError<u64, Member, RaftError<u64, E>>;
 
@@ -53,6 +59,7 @@ pub(super) struct Network {
     peers: Arc<Mutex<HashMap<(u64, String), Peer>>>,
     /// The store each controller had when it first answered.
     stores: Arc<Mutex<HashMap<u64, u64>>>,
+    durable: watch::Receiver<Durable>,
 }
 
 /// The connections to one controller.
@@ -61,6 +68,7 @@ pub(super) struct Peer {
     id: u64,
     identity: Arc<Identity>,
     stores: Arc<Mutex<HashMap<u64, u64>>>,
+    durable: watch::Receiver<Durable>,
     log: Client,
     other: Client,
     /// Raised while this controller refuses to talk, so that it is told once and not ten times a second.
@@ -68,8 +76,8 @@ pub(super) struct Peer {
 }
 
 impl Network {
-    pub(super) fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, peers: Arc::default(), stores: Arc::default() }
+    pub(super) fn new(identity: Arc<Identity>, durable: watch::Receiver<Durable>) -> Self {
+        Self { identity, peers: Arc::default(), stores: Arc::default(), durable }
     }
 
     /// The connections to controller `id` at `address`.
@@ -79,6 +87,7 @@ impl Network {
             id,
             identity: Arc::clone(&self.identity),
             stores: Arc::clone(&self.stores),
+            durable: self.durable.clone(),
             log: connect(address),
             other: connect(address),
             refused: Arc::default(),
@@ -133,6 +142,12 @@ impl Peer {
         Ok(response.into_inner().log_end)
     }
 
+    /// Asks it to stand for election.
+    pub(super) async fn stand(&mut self) -> Result<(), Status> {
+        let header = self.identity.header(self.id);
+        self.other.stand(wire::StandRequest { header }).await.map(drop)
+    }
+
     /// A controller whose store is another one than before has lost its log, and with it promises that the quorum
     /// counts on. It must not be filled up again under its old name.
     fn check_store(&self, store: u64) -> Result<(), AnyError> {
@@ -169,6 +184,17 @@ impl Peer {
         }
     }
 
+    /// What followers may be told is committed: only what is on disk here too; see `LogStore::append`. A disk that takes
+    /// long must not hold up the entries themselves: the news then comes with a later message.
+    async fn told_committed(&mut self, committed: Option<LogId>) -> Option<wire::LogId> {
+        let committed = committed?;
+        let written = self.durable.wait_for(|end| end.is_none_or(|end| end > committed.index));
+        match timeout(COMMIT_PATIENCE, written).await {
+            Ok(Ok(end)) if end.is_some() => Some(log_id_to_wire(&committed)),
+            _ => None,
+        }
+    }
+
     fn header(&self) -> Option<wire::RaftHeader> {
         self.identity.header(self.id)
     }
@@ -182,11 +208,12 @@ impl RaftNetwork<Types> for Peer {
     ) -> Result<AppendEntriesResponse<u64>, RpcError> {
         use wire::append_response::Result as Answer;
         let is_heartbeat = request.entries.is_empty();
+        let leader_commit = self.told_committed(request.leader_commit).await;
         let message = wire::AppendRequest {
             header: self.header(),
             vote: Some(vote_to_wire(&request.vote)),
             previous: request.prev_log_id.as_ref().map(log_id_to_wire),
-            leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
+            leader_commit,
             entries: request.entries.iter().map(entry_to_wire).collect(),
         };
         let client = if is_heartbeat { &mut self.other } else { &mut self.log };

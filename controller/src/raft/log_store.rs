@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::StoreError;
 use super::engine::{LogEngine, MetaKey};
@@ -42,7 +42,11 @@ pub(super) struct LogStore {
 /// What the log store and its writer thread both see.
 pub(super) struct Shared {
     state: Mutex<State>,
+    durable: watch::Sender<Durable>,
 }
+
+/// One past the last entry on disk; `None` once the log cannot be written any more.
+pub(super) type Durable = Option<u64>;
 
 struct State {
     vote: Option<Vote>,
@@ -62,6 +66,11 @@ impl Shared {
 
     pub(super) fn committed(&self) -> Option<LogId> {
         self.state().committed
+    }
+
+    /// Everything before `log_end` is on disk; or nothing more ever will be.
+    pub(super) fn tell_durable(&self, log_end: Durable) {
+        self.durable.send_if_modified(|before| std::mem::replace(before, log_end) != log_end);
     }
 
     /// Everything up to `ticket` is on disk and may leave memory.
@@ -131,6 +140,7 @@ impl LogStore {
                 tail_bytes: 0,
                 next_ticket: 1,
             }),
+            durable: watch::Sender::new(Some(log_end)),
         });
         {
             let mut state = shared.state();
@@ -150,6 +160,11 @@ impl LogStore {
             drop(writes.send(Write::Purge { upto }));
         }
         Ok((Self { shared, engine, writes }, closed))
+    }
+
+    /// How much of the log is on disk.
+    pub(super) fn durable(&self) -> watch::Receiver<Durable> {
+        self.shared.durable.subscribe()
     }
 
     /// Writes a named value and waits until it is durable.
@@ -278,25 +293,37 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(self.shared.committed())
     }
 
+    /// DECISION: what this controller proposes is reported as written at once, so that the followers write it while it is
+    /// being written here: one sync on the way to an acknowledgement and not two. Nothing comes of it before it is on
+    /// disk here as well: `apply` waits for that, and so does the news for followers that it is committed. A leader
+    /// that dies in between has told nobody, and a restarted one leads only in a new term (`step_down`), so it never
+    /// gives a number twice.
     async fn append<I>(&mut self, entries: I, flushed: LogFlushed<Types>) -> Result<(), StorageError>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        let mut all_own = true;
         let ticket = {
             let mut state = self.shared.state();
             let ticket = state.next_ticket;
             state.next_ticket += 1;
             for entry in &entries {
-                if let openraft::EntryPayload::Normal(pack) = &entry.payload {
-                    pack.mark_appended();
+                match &entry.payload {
+                    openraft::EntryPayload::Normal(pack) if pack.is_own() => pack.mark_appended(),
+                    _ => all_own = false,
                 }
                 state.push(entry.clone(), ticket);
             }
             ticket
         };
-        self.writes.send(Write::Append { entries, ticket, flushed }).map_err(|_| closed())
+        let (now, later) = if all_own { (Some(flushed), None) } else { (None, Some(flushed)) };
+        self.writes.send(Write::Append { entries, ticket, flushed: later }).map_err(|_| closed())?;
+        if let Some(flushed) = now {
+            flushed.log_io_completed(Ok(()));
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {

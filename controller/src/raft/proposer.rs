@@ -26,8 +26,8 @@ use crate::clock;
 /// The longest command, as JSON. A command is a change to one object; a megabyte is no change but a payload.
 pub(super) const COMMAND_BYTES_MAX: usize = 1 << 20;
 
-/// A pack is closed once it has this many bytes: it then still fits one value of the store.
-const PACK_BYTES: usize = 48 << 10;
+/// A pack is closed once it has this many bytes: a follower takes it in one message and writes it within a millisecond.
+const PACK_BYTES: usize = 192 << 10;
 
 /// ... or this many commands, so that no caller waits for the decoding of more.
 const PACK_COMMANDS: usize = 512;

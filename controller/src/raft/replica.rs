@@ -1,21 +1,19 @@
 //! The handle that everything else in the controller uses.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
 use dunlin_model::{ClusterId, ControllerId, Invalid};
-use openraft::ChangeMembers;
-use openraft::error::{ChangeMembershipError, ClientWriteError, InitializeError, RaftError};
+use openraft::error::{InitializeError, RaftError};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::client::Network;
 use super::engine::LogEngine;
 use super::identity::Identity;
 use super::log_store::LogStore;
-use super::proposer::{self, COMMAND_BYTES_MAX, Proposal, leader_of};
+use super::proposer::{self, COMMAND_BYTES_MAX, Proposal};
 use super::reads::ReadIndex;
 use super::server::{self, Running, Service};
 use super::sled_engine::SledEngine;
@@ -39,10 +37,7 @@ const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 const SEND_ENTRIES: u64 = 256;
 
 /// A new learner counts as caught up when it is at most so many entries behind.
-const CAUGHT_UP_ENTRIES: u64 = 50;
-
-/// A membership change waits so many deadlines: a new controller may first have to receive a snapshot.
-const MEMBERSHIP_DEADLINES: u32 = 12;
+pub(super) const CAUGHT_UP_ENTRIES: u64 = 50;
 
 /// How long the store may take to close: a sync that is under way, and then some.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,7 +76,7 @@ pub struct Metrics {
 
 /// One controller's copy of the replicated state. Cheap to clone; all clones are the same replica.
 pub struct Replica<M: Machine> {
-    inner: Arc<Inner<M>>,
+    pub(super) inner: Arc<Inner<M>>,
 }
 
 impl<M: Machine> Clone for Replica<M> {
@@ -90,11 +85,11 @@ impl<M: Machine> Clone for Replica<M> {
     }
 }
 
-struct Inner<M: Machine> {
-    raft: Raft,
-    deadline: Duration,
-    identity: Arc<Identity>,
-    network: Network,
+pub(super) struct Inner<M: Machine> {
+    pub(super) raft: Raft,
+    pub(super) deadline: Duration,
+    pub(super) identity: Arc<Identity>,
+    pub(super) network: Network,
     reads: ReadIndex,
     proposals: mpsc::Sender<Proposal<M>>,
     view: watch::Receiver<View<M>>,
@@ -137,9 +132,10 @@ impl<M: Machine> Store<M> {
         let identity = Arc::new(Identity::open(&*engine, config)?);
         let pending = Arc::new(Pending::new(config.id.0, mint::nonce()));
         let snapshots = SnapshotDir::open(dir.join("snapshot"))?;
-        let applier = Applier::open(machine, snapshots.clone(), Arc::clone(&pending), identity.text())?;
+        let mut applier = Applier::open(machine, snapshots.clone(), Arc::clone(&pending), identity.text())?;
         let (log, closed) = LogStore::open(engine, dir, config.id.0, applier.last_applied())?;
         identity.attach(log.clone());
+        applier.wait_for(log.durable());
         Ok(Self { identity, log, closed, applier, snapshots, pending })
     }
 }
@@ -156,7 +152,7 @@ impl<M: Machine> Replica<M> {
         let Store { identity, log, closed, applier, snapshots, pending } = store;
         let view = applier.views();
         let bytes_since_snapshot = applier.bytes_since_snapshot();
-        let network = Network::new(Arc::clone(&identity));
+        let network = Network::new(Arc::clone(&identity), log.durable());
         let core = Arc::new(core_config(&config)?);
         let raft = Raft::new(config.id.0, core, network.clone(), log, applier).await;
         let raft = raft.map_err(|fatal| OpenError::Core(error_chain(&fatal)))?;
@@ -304,52 +300,6 @@ impl<M: Machine> Replica<M> {
         self.inner.leadership.clone()
     }
 
-    /// Adds a controller that receives the log but does not vote, and waits until it has caught up. Its store must be
-    /// empty. Leader only.
-    pub async fn add_learner(&self, id: ControllerId, member: Member) -> Result<(), MembershipError> {
-        if !self.metrics().members.contains_key(&id) {
-            self.inner.network.forget(id.0);
-        }
-        let change = async { self.inner.raft.add_learner(id.0, member, true).await.map(drop) };
-        self.change(change).await
-    }
-
-    /// Makes exactly `voters` vote; each must be a voter or learner already. Controllers that no longer vote leave the
-    /// cluster. Leader only.
-    pub async fn change_membership(&self, voters: &[ControllerId]) -> Result<(), MembershipError> {
-        let voters: BTreeSet<u64> = voters.iter().map(|id| id.0).collect();
-        let change = async { self.inner.raft.change_membership(voters, false).await.map(drop) };
-        self.change(change).await
-    }
-
-    /// Removes controllers that do not vote. Leader only.
-    pub async fn remove_learners(&self, learners: &[ControllerId]) -> Result<(), MembershipError> {
-        let learners = ChangeMembers::RemoveNodes(learners.iter().map(|id| id.0).collect());
-        let change = async { self.inner.raft.change_membership(learners, false).await.map(drop) };
-        self.change(change).await
-    }
-
-    async fn change(
-        &self,
-        change: impl Future<Output = Result<(), RaftError<u64, ClientWriteError<u64, Member>>>>,
-    ) -> Result<(), MembershipError> {
-        let deadline = self.inner.deadline * MEMBERSHIP_DEADLINES;
-        let Ok(changed) = tokio::time::timeout(deadline, change).await else {
-            let millis = self.deadline_ms() * u64::from(MEMBERSHIP_DEADLINES);
-            return Err(MembershipError::Deadline { millis });
-        };
-        changed.map_err(|error| match error {
-            RaftError::Fatal(_) => MembershipError::Stopped,
-            RaftError::APIError(ClientWriteError::ForwardToLeader(hint)) => {
-                MembershipError::NotLeader { leader: leader_of(&self.inner.raft, &hint) }
-            }
-            RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                ChangeMembershipError::InProgress(_),
-            )) => MembershipError::InProgress,
-            RaftError::APIError(error) => MembershipError::Refused(error.to_string()),
-        })
-    }
-
     /// Asks for a snapshot now, whatever the policy says.
     pub async fn snapshot(&self) {
         // A stopped core is reported by `stopped`.
@@ -405,7 +355,7 @@ impl<M: Machine> Replica<M> {
         }
     }
 
-    fn deadline_ms(&self) -> u64 {
+    pub(super) fn deadline_ms(&self) -> u64 {
         u64::try_from(self.inner.deadline.as_millis()).unwrap_or(u64::MAX)
     }
 }

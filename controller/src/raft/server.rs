@@ -218,6 +218,16 @@ impl RaftTransport for Service {
         Ok(Response::new(wire::SnapshotChunkResponse { result: Some(answer) }))
     }
 
+    async fn stand(
+        &self,
+        request: Request<wire::StandRequest>,
+    ) -> Result<Response<wire::StandResponse>, Status> {
+        let caller = caller(&request);
+        self.admit(caller, request.into_inner().header).await?;
+        self.raft.trigger().elect().await.map_err(|error| stopped(&error))?;
+        Ok(Response::new(wire::StandResponse {}))
+    }
+
     async fn read_index(
         &self,
         request: Request<wire::ReadIndexRequest>,

@@ -1,14 +1,10 @@
-//! Snapshot files: a head, the machine's own encoding, and a tail that proves both.
+//! Snapshot files: a head and the machine's own encoding, sealed.
 //!
-//! ```text
-//! "DUNLSNAP"  version u32  head length u32  SnapshotHead  machine ...  length u64  crc32 u32
-//!                                                                      \__ of everything before __/
-//! ```
-//! Integers are little-endian. A file appears under its name only when it is complete and durable (temporary name,
-//! fsync, rename, fsync of the folder); one is kept. Everything here blocks: call it on a blocking thread.
+//! A file appears under its name only when it is complete and durable (temporary name, fsync, rename, fsync of the
+//! folder); one is kept. Everything here blocks: call it on a blocking thread.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,18 +12,10 @@ use dunlin_proto::v1 as wire;
 use prost::Message;
 
 use super::StoreError;
+use crate::sealed::{self, BUFFER_BYTES, Unreadable};
 
-const MAGIC: &[u8; 8] = b"DUNLSNAP";
-const VERSION: u32 = 1;
-
-/// Length and checksum behind the content.
-const TAIL_BYTES: u64 = 12;
-
-/// The head is a membership and some numbers; more than this is garbage that claims to be a length.
-const HEAD_BYTES_MAX: u32 = 1 << 20;
-
-/// Copied at a time.
-const BUFFER_BYTES: usize = 256 << 10;
+/// Snapshot files of this version.
+const SNAPSHOT: sealed::Format = sealed::Format { magic: b"DUNLSNAP", version: 1, noun: "snapshot" };
 
 /// The folder with the snapshot.
 #[derive(Clone, Debug)]
@@ -143,19 +131,9 @@ fn write_file(
     head: &wire::SnapshotHead,
     body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let inner = BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?);
-    let mut out = Counted { inner, crc: crc32fast::Hasher::new(), length: 0 };
-    let head = head.encode_to_vec();
-    let head_length = u32::try_from(head.len()).map_err(io::Error::other)?;
-    out.write_all(MAGIC)?;
-    out.write_all(&VERSION.to_le_bytes())?;
-    out.write_all(&head_length.to_le_bytes())?;
-    out.write_all(&head)?;
-    body(&mut out)?;
-    let Counted { mut inner, crc, length } = out;
-    inner.write_all(&length.to_le_bytes())?;
-    inner.write_all(&crc.finalize().to_le_bytes())?;
-    inner.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    let out = BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?);
+    let out = sealed::write(SNAPSHOT, out, &head.encode_to_vec(), body)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Checks a whole file, then reads its head and hands its body to `decode`.
@@ -163,84 +141,8 @@ pub(super) fn read<T>(
     file: &mut File,
     decode: impl FnOnce(&mut dyn Read) -> io::Result<T>,
 ) -> Result<(wire::SnapshotHead, T), Unreadable> {
-    let end = verify(file)?;
-    file.seek(SeekFrom::Start(0))?;
-    let mut input = BufReader::with_capacity(BUFFER_BYTES, file).take(end);
-    let mut fixed = [0_u8; 16];
-    input.read_exact(&mut fixed)?;
-    if &fixed[..8] != MAGIC {
-        return Err(Unreadable::Content("it does not begin like a snapshot"));
-    }
-    let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]);
-    if version != VERSION {
-        return Err(Unreadable::Version { found: version, known: VERSION });
-    }
-    let head_length = u32::from_le_bytes([fixed[12], fixed[13], fixed[14], fixed[15]]);
-    if head_length > HEAD_BYTES_MAX {
-        return Err(Unreadable::Content("its head is impossibly long"));
-    }
-    let mut head = vec![0; head_length as usize];
-    input.read_exact(&mut head)?;
+    let (head, body) = sealed::read(SNAPSHOT, file, decode)?;
     let head = wire::SnapshotHead::decode(head.as_slice())
-        .map_err(|_| Unreadable::Content("its head is garbled"))?;
-    let body = decode(&mut input)?;
+        .map_err(|_| Unreadable::Content("its head is garbled".into()))?;
     Ok((head, body))
-}
-
-/// Checks length and checksum; returns where the body ends.
-fn verify(file: &mut File) -> Result<u64, Unreadable> {
-    let length = file.seek(SeekFrom::End(0))?;
-    let Some(end) = length.checked_sub(TAIL_BYTES) else {
-        return Err(Unreadable::Content("it is too short"));
-    };
-    file.seek(SeekFrom::Start(0))?;
-    let mut crc = crc32fast::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut left = end;
-    while left > 0 {
-        let want = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
-        file.read_exact(&mut buffer[..want])?;
-        crc.update(&buffer[..want]);
-        left -= want as u64;
-    }
-    let mut tail = [0_u8; 12];
-    file.read_exact(&mut tail)?;
-    let (told_length, told_crc) = tail.split_at(8);
-    if told_length != end.to_le_bytes() {
-        return Err(Unreadable::Content("its length is not what it says"));
-    }
-    if told_crc != crc.finalize().to_le_bytes() {
-        return Err(Unreadable::Content("its checksum does not match"));
-    }
-    Ok(end)
-}
-
-/// Why a snapshot file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unreadable {
-    #[error("{0}")]
-    Content(&'static str),
-    #[error("its version is {found}, and this binary knows {known}")]
-    Version { found: u32, known: u32 },
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-/// Counts and sums what passes.
-struct Counted<W> {
-    inner: W,
-    crc: crc32fast::Hasher,
-    length: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.crc.update(&bytes[..written]);
-        self.length += written as u64;
-        Ok(written)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }

@@ -16,6 +16,7 @@ use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, Storag
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use super::log_store::Durable;
 use super::snapshot::{self, SnapshotDir};
 use super::types::{
     Entry, LogId, Snapshot, SnapshotData, SnapshotMeta, StorageError, StoredMembership, Types,
@@ -144,6 +145,8 @@ pub(super) struct Applier<M: Machine> {
     cluster: watch::Receiver<String>,
     bytes_since_snapshot: Arc<AtomicU64>,
     builds: u64,
+    /// How much of the log is on disk: nothing beyond it is applied.
+    durable: Option<watch::Receiver<Durable>>,
 }
 
 impl<M: Machine> Applier<M> {
@@ -187,7 +190,26 @@ impl<M: Machine> Applier<M> {
             cluster,
             bytes_since_snapshot: Arc::default(),
             builds: 0,
+            durable: None,
         })
+    }
+
+    /// From now on only what is on disk here is applied.
+    pub(super) fn wait_for(&mut self, durable: watch::Receiver<Durable>) {
+        self.durable = Some(durable);
+    }
+
+    /// Returns when everything up to `last` is on disk.
+    async fn written(&mut self, last: Option<LogId>) -> Result<(), StorageError> {
+        let (Some(durable), Some(last)) = (&mut self.durable, last) else { return Ok(()) };
+        let reached = durable.wait_for(|end| end.is_none_or(|end| end > last.index)).await;
+        match reached.map(|end| *end) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => {
+                let cause = AnyError::error("the log cannot be written");
+                Err(StorageIOError::apply(last, cause).into())
+            }
+        }
     }
 
     pub(super) fn views(&self) -> watch::Receiver<View<M>> {
@@ -248,6 +270,7 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let count = entries.len();
         let bytes = entries.iter().map(pack_bytes).sum::<usize>();
+        self.written(entries.last().map(|last| last.log_id)).await?;
         let mut position = self.position.take().expect("one apply at a time, and each puts it back");
         let pending = Arc::clone(&self.pending);
         let work = move || {

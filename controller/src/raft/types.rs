@@ -62,6 +62,11 @@ impl Pack {
         (Self { bytes, appended: Some(Arc::clone(&appended)) }, appended)
     }
 
+    /// Was it proposed by this process?
+    pub(super) fn is_own(&self) -> bool {
+        self.appended.is_some()
+    }
+
     pub(super) fn mark_appended(&self) {
         if let Some(appended) = &self.appended {
             appended.store(true, Ordering::SeqCst);

@@ -31,7 +31,8 @@ pub(super) enum Write {
     Append {
         entries: Vec<Entry>,
         ticket: u64,
-        flushed: LogFlushed<Types>,
+        /// Set where somebody waits for it.
+        flushed: Option<LogFlushed<Types>>,
     },
     Truncate {
         first: u64,
@@ -78,7 +79,7 @@ pub(super) fn start(
 ) -> io::Result<(mpsc::Sender<Write>, oneshot::Receiver<()>)> {
     let (sender, receiver) = mpsc::channel();
     let (closing, closed) = oneshot::channel();
-    let writer = Writer { engine, shared, witness, made: durable, purge_to: None };
+    let writer = Writer { engine, shared, witness, made: durable, marked: None, purge_to: None };
     thread::Builder::new().name("raft-log".into()).spawn(move || {
         writer.run(&receiver);
         drop(closing);
@@ -92,6 +93,8 @@ struct Writer {
     witness: Witness,
     /// How far the writes go that were made, durable or not.
     made: Seen,
+    /// The committed entry that was last written down.
+    marked: Option<LogId>,
     purge_to: Option<u64>,
 }
 
@@ -116,6 +119,7 @@ impl Writer {
             };
             if let Err(error) = result {
                 // The core stops on the failed write, and the process with it; later writers see the channel closed.
+                self.shared.tell_durable(None);
                 tracing::error!(%error, "the log cannot be written");
                 return;
             }
@@ -134,7 +138,7 @@ impl Writer {
             match write {
                 Write::Append { ticket, flushed, .. } => {
                     written = Some(ticket);
-                    reports.push(Report::Flushed(flushed));
+                    reports.extend(flushed.map(Report::Flushed));
                 }
                 Write::Truncate { done, .. } | Write::Vote { done, .. } | Write::Put { done, .. } => {
                     reports.push(Report::Done(done));
@@ -143,10 +147,13 @@ impl Writer {
             }
             result = result.and(made);
         }
-        if result.is_ok() && !reports.is_empty() {
+        if result.is_ok() && (written.is_some() || !reports.is_empty()) {
             result = self.put_marks().and_then(|()| self.engine.sync()).and_then(|()| self.testify());
         }
         let told = result.as_ref().map_err(|error| error_chain(error)).copied();
+        if told.is_ok() {
+            self.shared.tell_durable(Some(self.made.log_end));
+        }
         if let (Ok(()), Some(ticket)) = (&told, written) {
             self.shared.written(ticket);
         }
@@ -188,8 +195,11 @@ impl Writer {
         }
     }
 
-    fn put_marks(&self) -> Result<(), StoreError> {
-        let committed = self.shared.committed().as_ref().map(log_id_to_wire);
+    fn put_marks(&mut self) -> Result<(), StoreError> {
+        // What is committed may not be written here yet; a mark beyond the end would look like a loss.
+        let known = self.shared.committed().filter(|committed| committed.index < self.made.log_end);
+        self.marked = known.or(self.marked);
+        let committed = self.marked.as_ref().map(log_id_to_wire);
         self.engine.put(
             MetaKey::Marks,
             &record::encode_marks(&wire::StoreMarks { log_end: self.made.log_end, committed }),

@@ -21,7 +21,7 @@ const SPARE_TRIES_MAX: usize = 8;
 
 pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
     let mut pending: Vec<&Vm> = state
-        .vms()
+        .active_vms()
         .filter(|vm| vm.status.phase == VmPhase::Pending && vm.status.migration.is_none())
         .collect();
     pending.sort_by_key(|vm| (vm.status.since, vm.metadata.uid));

@@ -9,7 +9,7 @@ use dunlin_state::{Command, Seen, State};
 use super::observed::{HostView, Observed, Sight};
 
 pub(super) fn step(state: &State, observed: &Observed, commands: &mut Vec<Command>) {
-    for vm in state.vms() {
+    for vm in state.active_vms() {
         match vm.status.phase {
             VmPhase::Starting | VmPhase::Running | VmPhase::Paused => bound(state, observed, vm, commands),
             VmPhase::Deleting if vm.status.migration.is_none() && is_gone(state, observed, vm) => {

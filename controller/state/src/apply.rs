@@ -33,15 +33,18 @@ pub fn apply(state: &mut State, stamp: &Stamp, command: &Command) -> Result<Outc
     {
         return Ok(outcome);
     }
+    state.begin();
     let mut draft = Draft::new(state);
-    dispatch(&mut draft, command)?;
-    let (mut next, object) = draft.commit();
-    if let (Command::Write { key, write }, Some(object)) = (command, &object) {
-        keys::remember(&mut next, key, write, object);
+    if let Err(rejected) = dispatch(&mut draft, command) {
+        state.take_back();
+        return Err(rejected);
     }
-    let revision = next.revision;
-    *state = next;
-    Ok(Outcome { revision, object, repeated: false })
+    let object = draft.commit();
+    state.keep();
+    if let (Command::Write { key, write }, Some(object)) = (command, &object) {
+        keys::remember(state, key, write, object);
+    }
+    Ok(Outcome { revision: state.revision, object, repeated: false })
 }
 
 fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
@@ -92,6 +95,7 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::CreateVm { uid, own_uid, name, labels, spec } => {
             vm::create(draft, *uid, *own_uid, name, labels, spec)
         }
+        Write::CreateVms { vms } => vm::create_all(draft, vms),
         Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
         Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
         Write::DeleteVm { uid } => vm::delete(draft, *uid),

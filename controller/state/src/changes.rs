@@ -58,9 +58,9 @@ impl History {
     pub(crate) fn push(&mut self, ordinal: u32, change: Change) {
         self.ring.insert((change.revision, ordinal), change);
         while self.ring.len() > CHANGES_MAX {
-            let Some(((revision, _), _)) = self.ring.get_min().cloned() else { return };
-            self.complete_after = self.complete_after.max(revision);
-            self.ring = self.ring.without_min().1;
+            let Some((key, _)) = self.ring.get_min().cloned() else { return };
+            self.complete_after = self.complete_after.max(key.0);
+            self.ring.remove(&key);
         }
     }
 }

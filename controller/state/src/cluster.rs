@@ -2,7 +2,7 @@
 
 use dunlin_model::cluster::{Cluster, ClusterSpec, ClusterStatus, Controller};
 use dunlin_model::event::EventLevel;
-use dunlin_model::{ClusterId, ErrorCode, Labels, Name, Object, Revision, meta};
+use dunlin_model::{ClusterId, ErrorCode, Labels, Name, Revision, meta};
 
 use crate::Rejected;
 use crate::draft::{Draft, refuse_stale};
@@ -48,8 +48,7 @@ pub(crate) fn update(
     if cluster.spec != *spec {
         cluster.spec = spec.clone();
         cluster.metadata.generation = cluster.metadata.generation.next();
-        let object = Object::Cluster(cluster.clone());
-        draft.event(EventLevel::Normal, "ClusterChanged", &object, "the cluster's policy was changed");
+        draft.event(EventLevel::Normal, "ClusterChanged", &cluster, "the cluster's policy was changed");
     }
     draft.put(cluster);
     Ok(())

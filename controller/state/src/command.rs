@@ -103,6 +103,10 @@ pub enum Write {
         labels: Labels,
         spec: VmSpec,
     },
+    /// Several at once, all or none, under one revision.
+    CreateVms {
+        vms: Vec<NewVm>,
+    },
     /// Replaces labels and spec; only power and labels may change while a process may exist.
     UpdateVm {
         uid: VmId,
@@ -210,6 +214,23 @@ impl Write {
             other => other,
         }
     }
+}
+
+/// One of several VMs that are created together; see [`Write::CreateVm`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVm {
+    /// Minted at the edge, or the user's.
+    pub uid: VmId,
+    /// It is the user's.
+    #[serde(default)]
+    pub own_uid: bool,
+    /// What it is called.
+    pub name: Name,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// What it is to be.
+    pub spec: VmSpec,
 }
 
 /// A transition of a VM, as its host saw it.

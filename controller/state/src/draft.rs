@@ -1,4 +1,4 @@
-//! One command's changes in the making: a copy of the state that becomes the state, or is dropped.
+//! One command's changes in the making. They are made in place; whoever refuses the command has them taken back.
 //!
 //! Owns what must hold however an object changes: revisions, name and host indexes, reservations, history, events.
 
@@ -7,7 +7,10 @@ use std::sync::Arc;
 use dunlin_model::event::{About, Event, EventLevel, EventSpec, EventStatus};
 use dunlin_model::host::Reserved;
 use dunlin_model::meta::Metadata;
-use dunlin_model::{ErrorCode, EventId, Generation, HostId, Kind, Labels, Name, Object, Revision, Timestamp};
+use dunlin_model::vm::VmPhase;
+use dunlin_model::{
+    ErrorCode, EventId, Generation, HostId, Kind, Labels, Name, Object, Resource, Revision, Timestamp,
+};
 use uuid::Uuid;
 
 use crate::changes::Change;
@@ -19,8 +22,8 @@ pub(crate) const EVENTS_MAX: usize = 4_096;
 
 type Key = (Kind, Uuid);
 
-pub(crate) struct Draft {
-    pub(crate) state: State,
+pub(crate) struct Draft<'a> {
+    pub(crate) state: &'a mut State,
     revision: Revision,
     /// Keys in the order they were first touched; the object as it last was, when it is removed.
     touched: Vec<(Key, Option<Arc<Object>>)>,
@@ -30,17 +33,10 @@ pub(crate) struct Draft {
     pub(crate) claiming: bool,
 }
 
-impl Draft {
-    pub(crate) fn new(state: &State) -> Self {
+impl<'a> Draft<'a> {
+    pub(crate) fn new(state: &'a mut State) -> Self {
         let revision = state.revision.next();
-        Self {
-            state: state.clone(),
-            revision,
-            touched: Vec::new(),
-            events: Vec::new(),
-            result: None,
-            claiming: false,
-        }
+        Self { state, revision, touched: Vec::new(), events: Vec::new(), result: None, claiming: false }
     }
 
     /// The time of the command.
@@ -91,7 +87,7 @@ impl Draft {
         let mut object: Object = object.into();
         let key = (object.kind(), object.uid());
         if let Object::Vm(vm) = &mut object {
-            crate::vm::tell_down(&self.state, vm);
+            crate::vm::tell_down(self.state, vm);
         }
         let old = self.state.objects.get(&key).cloned();
         if old.as_deref() == Some(&object) {
@@ -117,14 +113,18 @@ impl Draft {
     }
 
     /// Notes what happened. Stored only when the command changes something.
-    pub(crate) fn event(
+    pub(crate) fn event<Id: Copy, Spec, Status>(
         &mut self,
         level: EventLevel,
         reason: &str,
-        object: &Object,
+        object: &Resource<Id, Spec, Status>,
         message: impl Into<String>,
-    ) {
-        let about = About { kind: object.kind(), name: object.name().clone(), uid: object.uid() };
+    ) where
+        Resource<Id, Spec, Status>: Typed<Id = Id>,
+    {
+        let Metadata { name, uid, .. } = &object.metadata;
+        let (kind, uid) = (Resource::<Id, Spec, Status>::KIND, Resource::<Id, Spec, Status>::raw(*uid));
+        let about = About { kind, name: name.clone(), uid };
         self.events.push(EventSpec { level, reason: reason.to_owned(), message: message.into(), about });
     }
 
@@ -151,8 +151,8 @@ impl Draft {
         self.result = Some((kind, uid));
     }
 
-    /// The new state and the object the command was about.
-    pub(crate) fn commit(mut self) -> (State, Option<Arc<Object>>) {
+    /// Completes what nobody can refuse any more. Returns the object the command was about.
+    pub(crate) fn commit(mut self) -> Option<Arc<Object>> {
         if !self.touched.is_empty() {
             self.state.revision = self.revision;
             self.store_events();
@@ -165,12 +165,11 @@ impl Draft {
                 }
             }
         }
-        let result = self.result.and_then(|key| {
+        self.result.and_then(|key| {
             let gone =
                 self.touched.iter().find(|(at, _)| *at == key).and_then(|(_, removed)| removed.clone());
             self.state.objects.get(&key).cloned().or(gone)
-        });
-        (self.state, result)
+        })
     }
 
     fn store_events(&mut self) {
@@ -221,8 +220,8 @@ impl Draft {
         if let Some(new) = new {
             self.index_hosts(new, true);
         }
-        let before = old.and_then(|object| claim(&self.state, object));
-        let after = new.and_then(|object| claim(&self.state, object));
+        let before = old.and_then(|object| claim(self.state, object));
+        let after = new.and_then(|object| claim(self.state, object));
         if before != after {
             if let Some((host, size)) = before {
                 self.reserve(host, size, false);
@@ -243,13 +242,11 @@ impl Draft {
                 _ => {}
             }
         }
-        let active = match object {
-            Object::Migration(m) => !m.status.phase.is_terminal(),
-            Object::Task(task) => !task.status.phase.is_terminal(),
-            _ => return,
-        };
+        if !is_active(object) {
+            return;
+        }
         let key = (object.kind(), object.uid());
-        if active && add {
+        if add {
             self.state.active.insert(key);
         } else {
             self.state.active.remove(&key);
@@ -264,6 +261,16 @@ impl Draft {
         reserved.mem_mib = change(reserved.mem_mib, size.mem_mib);
         reserved.vms = change(reserved.vms, size.vms);
         self.put(host);
+    }
+}
+
+/// Is there something to be done about it, or to be seen of it?
+pub(crate) fn is_active(object: &Object) -> bool {
+    match object {
+        Object::Vm(vm) => !matches!(vm.status.phase, VmPhase::Stopped | VmPhase::Saved | VmPhase::Failed),
+        Object::Migration(m) => !m.status.phase.is_terminal(),
+        Object::Task(task) => !task.status.phase.is_terminal(),
+        _ => false,
     }
 }
 

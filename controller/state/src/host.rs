@@ -4,7 +4,7 @@ use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase, HostSpec};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{ErrorCode, HostId, Kind, Labels, Object, Revision, meta};
+use dunlin_model::{ErrorCode, HostId, Kind, Labels, Revision, meta};
 
 use crate::draft::{Draft, refuse_stale};
 use crate::vm::{tell_down, unbind};
@@ -33,7 +33,7 @@ pub(crate) fn open_session(
         host.status.since = draft.now();
         host.status.message = String::new();
         let message = format!("its agent {agent_version} holds session {session}");
-        draft.event(EventLevel::Normal, "HostUp", &Object::Host(host.clone()), message);
+        draft.event(EventLevel::Normal, "HostUp", &host, message);
     }
     draft.put(host);
     tell_vms(draft, id);
@@ -53,7 +53,7 @@ pub(crate) fn close_session(
     host.status.phase = HostPhase::Down;
     host.status.since = draft.now();
     message.clone_into(&mut host.status.message);
-    draft.event(EventLevel::Warning, "HostDown", &Object::Host(host.clone()), message);
+    draft.event(EventLevel::Warning, "HostDown", &host, message);
     draft.put(host);
     tell_vms(draft, id);
     Ok(())
@@ -106,7 +106,7 @@ pub(crate) fn update(
         host.spec = spec;
         host.metadata.generation = host.metadata.generation.next();
         let message = "its rack, zone or taints were changed";
-        draft.event(EventLevel::Normal, "HostChanged", &Object::Host(host.clone()), message);
+        draft.event(EventLevel::Normal, "HostChanged", &host, message);
     }
     draft.put(host);
     set_cordon(draft, id, cordoned)
@@ -122,7 +122,7 @@ pub(crate) fn set_cordon(draft: &mut Draft, id: HostId, cordoned: bool) -> Resul
         } else {
             ("HostUncordoned", "it takes new VMs again")
         };
-        draft.event(EventLevel::Normal, reason, &Object::Host(host.clone()), message);
+        draft.event(EventLevel::Normal, reason, &host, message);
         draft.put(host);
     }
     Ok(())
@@ -155,14 +155,13 @@ pub(crate) fn remove(draft: &mut Draft, id: HostId, force: bool) -> Result<(), R
             vm.status.since = draft.now();
             vm.status.reason = "HostRemoved".to_owned();
             vm.status.message = format!("host {name} was removed while it was bound to it");
-            let object = Object::Vm(vm.clone());
-            draft.event(EventLevel::Warning, "VmLost", &object, vm.status.message.clone());
+            draft.event(EventLevel::Warning, "VmLost", &vm, vm.status.message.clone());
         }
         draft.put(vm);
     }
     draft.state.secrets.remove(&id);
     let message = if force { "removed by force" } else { "removed" };
-    draft.event(EventLevel::Normal, "HostRemoved", &Object::Host(host), message);
+    draft.event(EventLevel::Normal, "HostRemoved", &host, message);
     draft.remove(Kind::Host, id.0);
     tell_vms(draft, id);
     // The answer is the host, not the last VM looked at.

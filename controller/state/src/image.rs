@@ -2,7 +2,7 @@
 
 use dunlin_model::event::EventLevel;
 use dunlin_model::image::{Image, ImageSpec, ImageStatus};
-use dunlin_model::{ErrorCode, ImageId, Kind, Labels, Name, Object, Revision, meta};
+use dunlin_model::{ErrorCode, ImageId, Kind, Labels, Name, Revision, meta};
 
 use crate::Rejected;
 use crate::draft::{Draft, refuse_stale};
@@ -22,7 +22,7 @@ pub(crate) fn create(
     let metadata = draft.card::<Image, _>(uid, uid.0, name, labels)?;
     let image = Image { metadata, spec: spec.clone(), status: ImageStatus {} };
     let message = format!("{} bytes, {}", spec.size_bytes, spec.format.as_str());
-    draft.event(EventLevel::Normal, "ImageImported", &Object::Image(image.clone()), message);
+    draft.event(EventLevel::Normal, "ImageImported", &image, message);
     draft.put(image);
     Ok(())
 }
@@ -60,8 +60,7 @@ pub(crate) fn delete(draft: &mut Draft, uid: ImageId) -> Result<(), Rejected> {
         let message = format!("image {name} is used by {named}{more}");
         return Err(Rejected::new(ErrorCode::InUse, message));
     }
-    let object = Object::Image(image);
-    draft.event(EventLevel::Normal, "ImageDeleted", &object, "the name was given up");
+    draft.event(EventLevel::Normal, "ImageDeleted", &image, "the name was given up");
     draft.remove(Kind::Image, uid.0);
     Ok(())
 }

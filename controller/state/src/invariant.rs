@@ -6,6 +6,7 @@ use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{Kind, Object};
 
 use crate::State;
+use crate::draft::is_active;
 use crate::reserve::{hosts_of, recount};
 use crate::rules::Marks;
 
@@ -43,7 +44,7 @@ fn indexes(state: &State) -> Result<(), String> {
     let (mut by_host, mut moves, mut active) =
         (imbl::OrdSet::new(), imbl::OrdSet::new(), imbl::OrdSet::new());
     let mut marks = Marks::default();
-    for (key, object) in &state.objects {
+    for (key, object) in state.objects.iter() {
         marks.follow(None, Some(object));
         let named = state.names.get(&(key.0, object.name().clone()));
         ensure(named == Some(&key.1), || format!("{} is not found by its name", object.name()))?;
@@ -55,19 +56,14 @@ fn indexes(state: &State) -> Result<(), String> {
                 _ => {}
             }
         }
-        let open = match &**object {
-            Object::Migration(m) => !m.status.phase.is_terminal(),
-            Object::Task(task) => !task.status.phase.is_terminal(),
-            _ => false,
-        };
-        if open {
+        if is_active(object) {
             active.insert(*key);
         }
     }
     ensure(marks == state.marks, || "the index of VMs by label is wrong".to_owned())?;
-    ensure(by_host == state.by_host, || "the index of VMs by host is wrong".to_owned())?;
-    ensure(moves == state.moves, || "the index of migrations by host is wrong".to_owned())?;
-    ensure(active == state.active, || "the index of what is under way is wrong".to_owned())?;
+    ensure(by_host == *state.by_host, || "the index of VMs by host is wrong".to_owned())?;
+    ensure(moves == *state.moves, || "the index of migrations by host is wrong".to_owned())?;
+    ensure(active == *state.active, || "the index of what is under way is wrong".to_owned())?;
     let events = state.objects_of(Kind::Event).count();
     ensure(events == state.event_count, || "events are miscounted".to_owned())
 }

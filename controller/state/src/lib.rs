@@ -24,17 +24,19 @@ pub mod owners;
 pub mod recommendation;
 pub mod rejected;
 pub mod reserve;
+mod restored;
 mod rules;
 pub mod snapshot;
 pub mod state;
 pub mod sweep;
 pub mod task;
 mod token;
+mod tracked;
 pub mod vm;
 
 pub use apply::{Outcome, apply};
 pub use changes::{Change, Compacted};
-pub use command::{Command, MigrationEvent, Seen, Stamp, Write};
+pub use command::{Command, MigrationEvent, NewVm, Seen, Stamp, Write};
 pub use rejected::Rejected;
 pub use state::{Fence, State, Typed};
 

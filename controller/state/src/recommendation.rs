@@ -5,7 +5,7 @@ use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
 use dunlin_model::recommendation::{
     Recommendation, RecommendationPhase, RecommendationSpec, RecommendationStatus,
 };
-use dunlin_model::{ErrorCode, Kind, Labels, MigrationId, Name, Object, RecommendationId};
+use dunlin_model::{ErrorCode, Kind, Labels, MigrationId, Name, RecommendationId};
 use thiserror::Error;
 
 use crate::draft::Draft;
@@ -70,7 +70,7 @@ pub(crate) fn recommend(
     let made = Recommendation { metadata, spec: spec.clone(), status };
     let message =
         format!("VM {} from {} to {}: {}", spec.vm_name, spec.from_name, spec.to_name, spec.grounds.reason);
-    draft.event(EventLevel::Normal, "MoveRecommended", &Object::Recommendation(made.clone()), message);
+    draft.event(EventLevel::Normal, "MoveRecommended", &made, message);
     draft.put(made);
     Ok(())
 }

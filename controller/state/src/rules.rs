@@ -7,14 +7,14 @@
 use dunlin_model::host::{Host, same_place};
 use dunlin_model::vm::{Rule, Scope, Vm};
 use dunlin_model::{ErrorCode, HostId, Labels, Object, VmId};
-use imbl::OrdSet;
 use uuid::Uuid;
 
 use crate::reserve::{migration_holds, vm_holds};
+use crate::tracked::{TrackedSet, Undo};
 use crate::{Rejected, State};
 
 /// VMs by a label: key, value, VM.
-pub(crate) type ByLabel = OrdSet<(String, String, VmId)>;
+pub(crate) type ByLabel = TrackedSet<(String, String, VmId)>;
 
 /// What is looked up when a VM comes: who carries a label, and who keeps away from one.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +24,11 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
+    /// What a refused command may have changed.
+    pub(crate) fn tracked(&mut self) -> [&mut dyn Undo; 2] {
+        [&mut self.carried, &mut self.avoided]
+    }
+
     /// Keeps up with one object's change.
     pub(crate) fn follow(&mut self, old: Option<&Object>, new: Option<&Object>) {
         let labels = |object: Option<&Object>| match object {
@@ -46,7 +51,9 @@ fn exchange(set: &mut ByLabel, old: Vec<(String, String, VmId)>, new: Vec<(Strin
     for entry in old {
         set.remove(&entry);
     }
-    set.extend(new);
+    for entry in new {
+        set.insert(entry);
+    }
 }
 
 fn carried(vm: &Vm) -> Vec<(String, String, VmId)> {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::State;
 use crate::changes::History;
+use crate::draft::is_active;
 use crate::keys::Answer;
 use crate::owners::Owners;
 use crate::reserve::hosts_of;
@@ -79,7 +80,7 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
     state.tokens.iter().try_for_each(|(token, expires)| put(&Line::Token(token.clone(), *expires)))?;
     state.owners.iter().try_for_each(|((kind, uid), own)| put(&Line::Owners(*kind, *uid, own.clone())))?;
     let answers = &state.answers.by_key;
-    answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.clone(), answer.clone())))?;
+    answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.to_string(), answer.clone())))?;
     serde_json::to_writer(&mut *to, &Line::End { lines }).map_err(|e| SnapshotError::Write(e.into()))?;
     to.write_all(b"\n").map_err(SnapshotError::Write)?;
     to.flush().map_err(SnapshotError::Write)
@@ -124,14 +125,14 @@ fn take_in(state: &mut State, line: Line) -> Result<(), SnapshotError> {
         Line::Order(task, order) => drop(state.orders.insert(task, order)),
         Line::Secret(host, secret) => drop(state.secrets.insert(host, secret)),
         Line::Token(token, expires) => drop(state.tokens.insert(token, expires)),
-        Line::Answer(key, answer) => state.answers.insert(key, answer),
+        Line::Answer(key, answer) => state.answers.insert(&key, answer),
         Line::Owners(kind, uid, own) => drop(state.owners.insert((kind, uid), own)),
         Line::End { .. } => {}
     }
     Ok(())
 }
 
-fn insert(state: &mut State, object: Arc<Object>) {
+pub(crate) fn insert(state: &mut State, object: Arc<Object>) {
     let key = (object.kind(), object.uid());
     for host in hosts_of(&object) {
         match &*object {
@@ -140,12 +141,7 @@ fn insert(state: &mut State, object: Arc<Object>) {
             _ => {}
         }
     }
-    let open = match &*object {
-        Object::Migration(m) => !m.status.phase.is_terminal(),
-        Object::Task(task) => !task.status.phase.is_terminal(),
-        _ => false,
-    };
-    if open {
+    if is_active(&object) {
         state.active.insert(key);
     }
     state.marks.follow(None, Some(&object));

@@ -15,7 +15,6 @@ use dunlin_model::{
     ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object, RecommendationId,
     Revision, TaskId, Timestamp, VmId,
 };
-use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,6 +22,7 @@ use crate::changes::History;
 use crate::keys::Answers;
 use crate::owners::Owners;
 use crate::rules::Marks;
+use crate::tracked::{Tracked, TrackedSet, Undo};
 
 /// Every object of the fleet. Cloning is O(1) and gives a snapshot that never changes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,24 +30,24 @@ pub struct State {
     pub(crate) index: u64,
     pub(crate) time: Timestamp,
     pub(crate) revision: Revision,
-    pub(crate) objects: OrdMap<(Kind, Uuid), Arc<Object>>,
-    pub(crate) names: OrdMap<(Kind, Name), Uuid>,
+    pub(crate) objects: Tracked<(Kind, Uuid), Arc<Object>>,
+    pub(crate) names: Tracked<(Kind, Name), Uuid>,
     /// VMs by each host that has to do with them: bound, with disks or with saved memory there.
-    pub(crate) by_host: OrdSet<(HostId, VmId)>,
+    pub(crate) by_host: TrackedSet<(HostId, VmId)>,
     /// Migrations that are not over, by each host that takes part.
-    pub(crate) moves: OrdSet<(HostId, MigrationId)>,
-    /// Migrations and tasks that are not over.
-    pub(crate) active: OrdSet<(Kind, Uuid)>,
+    pub(crate) moves: TrackedSet<(HostId, MigrationId)>,
+    /// Migrations and tasks that are not over, and VMs that are not at rest.
+    pub(crate) active: TrackedSet<(Kind, Uuid)>,
     /// VMs by the labels they carry and by those they keep away from.
     pub(crate) marks: Marks,
     /// Events among the objects.
     pub(crate) event_count: usize,
-    pub(crate) fences: OrdMap<VmId, Fence>,
-    pub(crate) orders: OrdMap<TaskId, OrderFor>,
-    pub(crate) secrets: OrdMap<HostId, String>,
-    pub(crate) tokens: OrdMap<String, Timestamp>,
+    pub(crate) fences: Tracked<VmId, Fence>,
+    pub(crate) orders: Tracked<TaskId, OrderFor>,
+    pub(crate) secrets: Tracked<HostId, String>,
+    pub(crate) tokens: Tracked<String, Timestamp>,
     /// Whose the fields of an object are, by who applied them.
-    pub(crate) owners: OrdMap<(Kind, Uuid), Owners>,
+    pub(crate) owners: Tracked<(Kind, Uuid), Owners>,
     pub(crate) answers: Answers,
     pub(crate) history: History,
 }
@@ -242,6 +242,11 @@ impl State {
         self.moves.range(range).filter_map(|(_, id)| self.migration(*id))
     }
 
+    /// VMs of which something is to be done or seen: all but those that are Stopped, Saved or Failed.
+    pub fn active_vms(&self) -> impl Iterator<Item = &Vm> {
+        self.active.range(whole(Kind::Vm)).filter_map(|(_, uid)| self.vm(VmId(*uid)))
+    }
+
     /// Migrations that are not over.
     pub fn active_migrations(&self) -> impl Iterator<Item = &Migration> {
         self.active.range(whole(Kind::Migration)).filter_map(|(_, uid)| self.migration(MigrationId(*uid)))
@@ -274,5 +279,29 @@ impl State {
     #[must_use]
     pub fn host_secret_sha256(&self, host: HostId) -> Option<&str> {
         self.secrets.get(&host).map(String::as_str)
+    }
+
+    /// From here on, what a command does can be taken back.
+    pub(crate) fn begin(&mut self) {
+        self.each_tracked(|tracked| tracked.begin());
+    }
+
+    /// What it did stands.
+    pub(crate) fn keep(&mut self) {
+        self.each_tracked(|tracked| tracked.keep());
+    }
+
+    /// What it did is undone.
+    pub(crate) fn take_back(&mut self) {
+        self.each_tracked(|tracked| tracked.take_back());
+    }
+
+    fn each_tracked(&mut self, act: fn(&mut dyn Undo)) {
+        let Self { objects, names, by_host, moves, active, marks, .. } = self;
+        let Self { fences, orders, secrets, tokens, owners, .. } = self;
+        let [carried, avoided] = marks.tracked();
+        let all: [&mut dyn Undo; 12] =
+            [objects, names, by_host, moves, active, carried, avoided, fences, orders, secrets, tokens, owners];
+        all.into_iter().for_each(act);
     }
 }

@@ -5,7 +5,7 @@ use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Labels, Name, Object, TaskId, VmId};
+use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Labels, Name, TaskId, VmId};
 use thiserror::Error;
 
 use crate::draft::Draft;
@@ -54,7 +54,7 @@ pub(crate) fn create(draft: &mut Draft, uid: TaskId, name: &Name, spec: &TaskSpe
     let metadata = draft.card::<Task, _>(uid, uid.0, name, &Labels::new())?;
     let task = Task { metadata, spec, status };
     let message = format!("{} of {}", task.spec.act.as_str(), task.spec.name);
-    draft.event(EventLevel::Normal, "TaskQueued", &Object::Task(task.clone()), message);
+    draft.event(EventLevel::Normal, "TaskQueued", &task, message);
     draft.put(task);
     Ok(())
 }
@@ -177,7 +177,7 @@ fn ended(draft: &mut Draft, task: &Task) -> Result<(), Rejected> {
         TaskPhase::Cancelled => (EventLevel::Normal, "TaskCancelled"),
     };
     let act = format!("{} of {}: {}", task.spec.act.as_str(), task.spec.name, task.status.message);
-    draft.event(level, reason, &Object::Task(task.clone()), act);
+    draft.event(level, reason, &task, act);
     let uid = task.metadata.uid;
     if let Some(order) = draft.state.orders.remove(&uid)
         && let Some(mut vm) = draft.state.vm(order.vm).cloned()

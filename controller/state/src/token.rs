@@ -2,11 +2,12 @@
 
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostSpec, HostStatus};
-use dunlin_model::{ErrorCode, HostId, Labels, Name, Object, Timestamp, meta};
+use dunlin_model::{ErrorCode, HostId, Labels, Name, Timestamp, meta};
 
 use crate::Rejected;
 use crate::draft::Draft;
 use crate::reserve::recount;
+use crate::tracked::Tracked;
 
 /// Tokens outstanding at once; each is one host that may join.
 pub(crate) const TOKENS_MAX: usize = 1_024;
@@ -30,7 +31,7 @@ trait Unexpired {
     fn retain_unexpired(&mut self, now: Timestamp);
 }
 
-impl Unexpired for imbl::OrdMap<String, Timestamp> {
+impl Unexpired for Tracked<String, Timestamp> {
     fn retain_unexpired(&mut self, now: Timestamp) {
         let old: Vec<String> =
             self.iter().filter(|(_, expires)| **expires <= now).map(|(token, _)| token.clone()).collect();
@@ -71,13 +72,13 @@ pub(crate) fn join(
     }
     meta::validate_labels(labels)?;
     let metadata = draft.card::<Host, _>(uid, uid.0, name, labels)?;
-    draft.state.tokens.remove(token_sha256);
+    draft.state.tokens.remove(&token_sha256.to_owned());
     draft.state.secrets.insert(uid, secret_sha256.to_owned());
     // A host that was removed by force and comes back may still hold places.
     let reserved = recount(&draft.state, uid);
     let status = HostStatus { since: now, reserved, ..HostStatus::default() };
     let host = Host { metadata, spec: HostSpec::default(), status };
-    draft.event(EventLevel::Normal, "HostJoined", &Object::Host(host.clone()), "its agent has joined");
+    draft.event(EventLevel::Normal, "HostJoined", &host, "its agent has joined");
     draft.put(host);
     Ok(())
 }

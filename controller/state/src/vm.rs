@@ -4,7 +4,7 @@ mod observe;
 mod write;
 
 pub(crate) use observe::{bind, explain, keep_disks_here, observe, refuse_moved, restarted, taker};
-pub(crate) use write::{create, delete, forget, set_power, update};
+pub(crate) use write::{create, create_all, delete, forget, set_power, update};
 
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::vm::{Vm, VmPhase};

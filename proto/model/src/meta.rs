@@ -1,7 +1,10 @@
 //! What every object carries: its name, identity, labels and counters.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -19,14 +22,24 @@ pub const LABELS_MAX: usize = 64;
 pub const LABEL_MAX: usize = 253;
 
 /// An object's name: unique within its kind, 1 to 63 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+///
+/// Held in place: names are keys of the largest maps of the fleet, whose nodes are copied and compared all the time.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Name {
+    length: u8,
+    /// ASCII, zero behind `length`.
+    bytes: [u8; NAME_MAX],
+}
 
 impl Name {
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(self.as_bytes()).expect("only ASCII gets in")
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
     }
 }
 
@@ -35,38 +48,68 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let allowed = "1 to 63 of A-Z a-z 0-9 . _ - beginning with a letter or digit";
-        let body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let head = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
-        if head && text.len() <= NAME_MAX && text.chars().all(body) {
-            return Ok(Self(text.to_owned()));
+        let body = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        let head = text.bytes().next().is_some_and(|c| c.is_ascii_alphanumeric());
+        if let Ok(length) = u8::try_from(text.len())
+            && head
+            && text.len() <= NAME_MAX
+            && text.bytes().all(body)
+        {
+            let mut bytes = [0; NAME_MAX];
+            bytes[..text.len()].copy_from_slice(text.as_bytes());
+            return Ok(Self { length, bytes });
         }
         Err(Invalid::new("name", format!("{text:?} is not a name"), allowed))
     }
 }
 
+/// As text.
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // No character of a name is zero, so what is shorter sorts first.
+        self.bytes.cmp(&other.bytes)
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.as_str())
     }
 }
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(self.as_str())
     }
 }
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        Text::deserialize(deserializer)?.0.parse().map_err(serde::de::Error::custom)
     }
 }
+
+/// A text that is only looked at, borrowed from its document where that is possible.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Milliseconds since 1970-01-01T00:00:00Z, as the proposer's clock stamped them. Reads as RFC 3339 in JSON and YAML.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,7 +4,7 @@ use dunlin_model::decision::Effect;
 use dunlin_model::event::EventLevel;
 use dunlin_model::migration::{Migration, MigrationFigures, MigrationOutcome, MigrationPhase};
 use dunlin_model::vm::{Disk, Power, Vm, VmPhase};
-use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Kind, MigrationId, Object};
+use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Kind, MigrationId};
 
 use super::next;
 use crate::command::MigrationEvent;
@@ -246,7 +246,7 @@ fn announce(draft: &mut Draft, migration: &Migration, moved: &Vm) {
             (EventLevel::Warning, "MigrationAborted", format!("VM {vm} {place}: {why}"))
         }
     };
-    draft.event(level, reason, &Object::Migration(migration.clone()), message);
+    draft.event(level, reason, &migration, message);
 }
 
 /// Written once, of one that is over and had grounds.

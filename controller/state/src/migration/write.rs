@@ -7,7 +7,7 @@ use dunlin_model::migration::{
     Migration, MigrationCause, MigrationOutcome, MigrationPhase, MigrationSpec, MigrationStatus,
 };
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_model::{ErrorCode, HostId, Kind, Labels, MigrationId, Name, Object};
+use dunlin_model::{ErrorCode, HostId, Kind, Labels, MigrationId, Name};
 
 use super::{before_hand_over, steps};
 use crate::command::MigrationEvent;
@@ -79,7 +79,7 @@ pub(crate) fn create(
     let migration = Migration { metadata, spec, status };
     vm.status.migration = Some(uid);
     let message = format!("VM {} is to leave host {}", vm.metadata.name, from.metadata.name);
-    draft.event(EventLevel::Normal, "MigrationPlanned", &Object::Migration(migration.clone()), message);
+    draft.event(EventLevel::Normal, "MigrationPlanned", &migration, message);
     draft.put(migration);
     draft.put(vm);
     Ok(())

@@ -5,7 +5,7 @@ use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::MigrationPhase;
 use dunlin_model::vm::{Power, RestartPolicy, Vm, VmPhase};
-use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, Object, VmId};
+use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, VmId};
 
 use super::{RESTARTS_MAX, STEADY_RUN_MS, VmEvent, enter, fresh_incarnation, unbind};
 use crate::command::Seen;
@@ -42,7 +42,7 @@ pub(crate) fn bind(
     vm.status.continues = None;
     vm.status.chosen = why.cloned();
     let message = format!("on host {} as incarnation {}", host.metadata.name, vm.status.incarnation);
-    draft.event(EventLevel::Normal, "VmScheduled", &Object::Vm(vm.clone()), message);
+    draft.event(EventLevel::Normal, "VmScheduled", &vm, message);
     draft.put(vm);
     Ok(())
 }
@@ -100,7 +100,7 @@ pub(crate) fn explain(
     message.clone_into(&mut vm.status.message);
     if news {
         // Only another reason is worth an event: the numbers in the message move with every change of the fleet.
-        draft.event(EventLevel::Warning, "VmUnschedulable", &Object::Vm(vm.clone()), message);
+        draft.event(EventLevel::Warning, "VmUnschedulable", &vm, message);
     }
     draft.put(vm);
     Ok(())
@@ -164,7 +164,7 @@ pub(crate) fn observe(
 }
 
 fn note(draft: &mut Draft, vm: &Vm, level: EventLevel, reason: &str, message: impl Into<String>) {
-    draft.event(level, reason, &Object::Vm(vm.clone()), message);
+    draft.event(level, reason, &vm, message);
 }
 
 fn set_power_spec(vm: &mut Vm, power: Power) {

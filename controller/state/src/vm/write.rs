@@ -4,9 +4,10 @@ use dunlin_model::capabilities::DriverPower;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec, VmStatus};
-use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Object, Revision, Secret, VmId, meta};
+use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Revision, Secret, VmId, meta};
 
 use super::{VmEvent, enter};
+use crate::command::NewVm;
 use crate::draft::{Draft, refuse_stale};
 use crate::{Rejected, State, migration};
 
@@ -31,8 +32,19 @@ pub(crate) fn create(
         enter(draft, &mut vm, VmEvent::Start)?;
     }
     let message = format!("{} vCPUs, {} MiB", spec.cpus, spec.mem_mib);
-    draft.event(EventLevel::Normal, "VmCreated", &Object::Vm(vm.clone()), message);
+    draft.event(EventLevel::Normal, "VmCreated", &vm, message);
     draft.put(vm);
+    Ok(())
+}
+
+/// All of them or, when one is refused, none; the refusal says which.
+pub(crate) fn create_all(draft: &mut Draft, vms: &[NewVm]) -> Result<(), Rejected> {
+    for (at, NewVm { uid, own_uid, name, labels, spec }) in vms.iter().enumerate() {
+        create(draft, *uid, *own_uid, name, labels, spec).map_err(|rejected| {
+            let message = format!("objects[{at}]: {}", rejected.message);
+            Rejected { message, ..rejected }
+        })?;
+    }
     Ok(())
 }
 
@@ -163,7 +175,7 @@ pub(crate) fn delete(draft: &mut Draft, uid: VmId) -> Result<(), Rejected> {
     }
     enter(draft, &mut vm, VmEvent::Delete)?;
     migration::call_off(draft, &vm, "the VM is to be deleted")?;
-    draft.event(EventLevel::Normal, "VmDeleting", &Object::Vm(vm.clone()), "its guest and disks go");
+    draft.event(EventLevel::Normal, "VmDeleting", &vm, "its guest and disks go");
     draft.put(vm);
     draft.answer(Kind::Vm, uid.0);
     Ok(())
@@ -176,7 +188,7 @@ pub(crate) fn forget(draft: &mut Draft, uid: VmId) -> Result<(), Rejected> {
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     draft.state.fences.remove(&uid);
-    draft.event(EventLevel::Normal, "VmDeleted", &Object::Vm(vm), "nothing of it is left");
+    draft.event(EventLevel::Normal, "VmDeleted", &vm, "nothing of it is left");
     draft.remove(Kind::Vm, uid.0);
     Ok(())
 }
