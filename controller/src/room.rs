@@ -12,6 +12,8 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dunlin_model::ErrorCode;
 use dunlin_proto::Fault;
@@ -23,21 +25,34 @@ pub(crate) const WRITE_RESERVE_BYTES: u64 = 32 << 20;
 /// Below this no image's bytes are taken, bytes: an image that nearly fits must not be what ends all other writes.
 pub(crate) const IMAGE_RESERVE_BYTES: u64 = 2 * WRITE_RESERVE_BYTES;
 
+/// What was seen counts for so long: writes come by the thousand, and in this time the reserve cannot be used up.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// The file system of a data directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
     dir: PathBuf,
+    seen: Arc<Mutex<Option<(Instant, u64)>>>,
 }
 
 impl Room {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), seen: Arc::default() }
     }
 
     /// Free for this process, bytes. None when the file system does not say: then nothing is refused.
     pub(crate) fn free_bytes(&self) -> Option<u64> {
+        let now = Instant::now();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, free)) = *seen
+            && now.duration_since(at) < LOOK_EVERY
+        {
+            return Some(free);
+        }
         let disk = rustix::fs::statvfs(&self.dir).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        *seen = Some((now, free));
+        Some(free)
     }
 
     /// Is there so little left that nothing new should be kept?

@@ -11,7 +11,9 @@ mod agent_rss;
 mod cutting_stock;
 mod day;
 mod decide;
+mod failover;
 mod ganeti;
+mod lists;
 mod load;
 mod migration;
 mod packing;
@@ -24,11 +26,13 @@ type Bench = fn() -> anyhow::Result<()>;
 
 fn main() -> anyhow::Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, Bench); 9] = [
+    let all: [(&str, Bench); 11] = [
         ("start", start::run),
         ("migration", migration::run),
         ("agent-rss", agent_rss::run),
         ("writes", writes::run),
+        ("failover", failover::run),
+        ("lists", lists::run),
         ("place-decide", decide::run),
         ("place-packing", packing::run),
         ("place-rules", rules::run),

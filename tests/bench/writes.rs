@@ -173,7 +173,7 @@ fn floor_ms(scratch: &std::path::Path) -> anyhow::Result<f64> {
 }
 
 /// A small stopped VM: a whole write of the product, checks, events and all.
-fn new_vm(name: &str) -> v1::Object {
+pub(crate) fn new_vm(name: &str) -> v1::Object {
     v1::Object {
         choice: Some(v1::object::Choice::Vm(v1::Vm {
             metadata: Some(v1::Metadata { name: name.to_owned(), ..Default::default() }),
@@ -196,47 +196,67 @@ fn create_many() -> Vec<u8> {
 }
 
 /// Three members of Debian's etcd on loopback, fsync on.
-struct Etcd {
-    members: Vec<Child>,
-    endpoint: String,
+pub(crate) struct Etcd {
+    pub(crate) members: Vec<Child>,
+    pub(crate) endpoints: Vec<String>,
+    arguments: Vec<Vec<String>>,
 }
 
 impl Etcd {
     /// None when it is not installed.
-    fn start(scratch: &std::path::Path) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn start(scratch: &std::path::Path) -> anyhow::Result<Option<Self>> {
         if Command::new("etcd").arg("--version").output().is_err() {
             return Ok(None);
         }
-        let port = |member: u16, peer: u16| 23_790 + member * 2 + peer;
-        let initial: Vec<_> = (0..3).map(|m| format!("m{m}=http://127.0.0.1:{}", port(m, 1))).collect();
-        let mut members = Vec::new();
+        let url = |member: u16, peer: u16| format!("http://127.0.0.1:{}", 23_790 + member * 2 + peer);
+        let initial: Vec<_> = (0..3).map(|m| format!("m{m}={}", url(m, 1))).collect();
+        let arguments = (0..3).map(|m| {
+            let data = scratch.join(format!("etcd-{m}")).display().to_string();
+            let words = [
+                ("--name", format!("m{m}")),
+                ("--initial-cluster", initial.join(",")),
+                ("--data-dir", data),
+                ("--listen-client-urls", url(m, 0)),
+                ("--advertise-client-urls", url(m, 0)),
+                ("--listen-peer-urls", url(m, 1)),
+                ("--initial-advertise-peer-urls", url(m, 1)),
+            ];
+            words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+        });
+        let endpoints = (0..3).map(|m| url(m, 0)).collect();
+        let mut etcd = Self { members: Vec::new(), endpoints, arguments: arguments.collect() };
         for member in 0..3 {
-            let (client, peer) = (
-                format!("http://127.0.0.1:{}", port(member, 0)),
-                format!("http://127.0.0.1:{}", port(member, 1)),
-            );
-            let child = Command::new("etcd")
-                .args(["--name", &format!("m{member}"), "--initial-cluster", &initial.join(",")])
-                .arg("--data-dir")
-                .arg(scratch.join(format!("etcd-{member}")))
-                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()?;
-            members.push(child);
+            let child = etcd.spawn(member)?;
+            etcd.members.push(child);
         }
-        let mut etcd = Self { members, endpoint: String::new() };
-        let endpoints: Vec<_> = (0..3).map(|m| format!("http://127.0.0.1:{}", port(m, 0))).collect();
-        etcd.endpoint = eventually("etcd has a leader", Duration::from_secs(30), || leader(&endpoints))?;
+        etcd.leader()?;
         Ok(Some(etcd))
+    }
+
+    fn spawn(&self, member: usize) -> anyhow::Result<Child> {
+        let mut command = Command::new("etcd");
+        command.args(&self.arguments[member]).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command.spawn()?)
+    }
+
+    /// Starts a member again that was killed.
+    pub(crate) fn revive(&mut self, member: usize) -> anyhow::Result<()> {
+        self.members[member].wait()?;
+        self.members[member] = self.spawn(member)?;
+        Ok(())
+    }
+
+    /// Which member leads.
+    pub(crate) fn leader(&self) -> anyhow::Result<usize> {
+        let leader = eventually("etcd has a leader", Duration::from_secs(30), || leader(&self.endpoints))?;
+        self.endpoints.iter().position(|endpoint| *endpoint == leader).context("an unknown leader")
     }
 
     /// Puts of as many bytes as our write, alone or in transactions.
     fn measure(&self, callers: usize, batch: bool) -> anyhow::Result<Figures> {
         let path = if batch { "/etcdserverpb.KV/Txn" } else { "/etcdserverpb.KV/Put" };
         let make: fn() -> Vec<u8> = if batch { txn } else { put };
-        let target = Target { endpoint: self.endpoint.clone(), path };
+        let target = Target { endpoint: self.endpoints[self.leader()?].clone(), path };
         let servers: Vec<i32> =
             self.members.iter().filter_map(|member| i32::try_from(member.id()).ok()).collect();
         Figures::measure(&target, callers, batch, make, &servers)
@@ -270,11 +290,11 @@ fn leader(endpoints: &[String]) -> Result<String, String> {
 
 /// `etcdserverpb.PutRequest`: key (1) and value (2).
 #[derive(Clone, PartialEq, prost::Message)]
-struct Put {
+pub(crate) struct Put {
     #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 /// `etcdserverpb.RequestOp`: a put (2).

@@ -13,5 +13,6 @@ mod input;
 mod lifecycle;
 mod linear;
 mod migration;
+mod operations;
 mod restart;
 mod site;

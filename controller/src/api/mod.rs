@@ -180,7 +180,7 @@ impl Fleet for Api {
     type ConsoleStream = Streamed<v1::ConsoleChunk>;
     type DownloadBlobStream = Streamed<v1::BlobChunk>;
 
-    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    #[tracing::instrument(level = "debug", skip_all, fields(name = request.get_ref().name))]
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Object>, Status> {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let view = carry::view(&self.node, &call, request.get_ref().consistency()).await?;
@@ -214,12 +214,12 @@ impl Fleet for Api {
         Ok(Response::new(Box::pin(events.map(|event| event.map_err(Status::from)))))
     }
 
-    #[tracing::instrument(skip_all)]
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn create(&self, request: Request<v1::CreateRequest>) -> Result<Response<v1::Object>, Status> {
         self.write(request).await
     }
 
-    #[tracing::instrument(skip_all)]
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn create_many(
         &self,
         request: Request<v1::CreateManyRequest>,

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use dunlin_model::ControllerId;
@@ -61,10 +62,15 @@ impl Machine for Demo {
     }
 }
 
-/// An address nobody listens on at this moment.
+/// An address nobody listens on, for as long as the test runs: each process has an own network of 127/8, and the port
+/// lies below those that the kernel gives to outgoing connections. (One of those, closed and to be bound again, was at
+/// times somebody else's by then.)
 pub(super) fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener.local_addr().expect("it is bound")
+    static PORT: AtomicU16 = AtomicU16::new(19_000);
+    let process = std::process::id();
+    let octet = |number: u32| u8::try_from(number % 250 + 1).expect("it is at most 250");
+    let ip = Ipv4Addr::new(127, octet(process / 250), octet(process), 77);
+    SocketAddr::from((ip, PORT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Copies a folder as it lies there at this moment.

@@ -313,14 +313,15 @@ async fn a_damaged_directory_is_refused() {
     assert!(refusal(&config).await.contains("but there is no snapshot"));
     // Half a snapshot under a temporary name is nothing.
     fs::write(&snapshot, &good).unwrap();
-    fs::write(dir.path().join("snapshot/7.tmp"), &bad).unwrap();
+    // (Its number is none that a build which the closing cut off may have had.)
+    fs::write(dir.path().join("snapshot/70000.tmp"), &bad).unwrap();
     let risen = Replica::open(config.clone(), Demo::default()).await.unwrap();
     assert_eq!(
         until("all of it", async || Some(risen.read()).filter(|view| view.index == 60)).await.map.len(),
         60
     );
     risen.shutdown().await;
-    assert!(!dir.path().join("snapshot/7.tmp").exists());
+    assert!(!dir.path().join("snapshot/70000.tmp").exists());
 
     fs::remove_dir_all(dir.path().join("log")).unwrap();
     assert!(refusal(&config).await.contains("but the store is empty"));
