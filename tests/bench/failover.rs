@@ -160,7 +160,7 @@ async fn names(endpoints: &[String]) -> anyhow::Result<BTreeSet<String>> {
         if !page.more {
             return Ok(names);
         }
-        request.after = names.last().cloned().unwrap_or_default();
+        request.page_token = page.next_page_token;
     }
 }
 

@@ -56,14 +56,14 @@ async fn measure(endpoint: &str) -> anyhow::Result<()> {
     let (mut lists, mut bytes) = (Vec::new(), 0);
     for _ in 0..LISTS {
         let began = Instant::now();
-        let (mut count, mut after) = (0, String::new());
+        let (mut count, mut page_token) = (0, String::new());
         bytes = 0;
         loop {
-            let request = v1::ListRequest { kind: v1::Kind::Vm.into(), after, ..Default::default() };
+            let request = v1::ListRequest { kind: v1::Kind::Vm.into(), page_token, ..Default::default() };
             let page = fleet.list(request).await?.into_inner();
             bytes += prost::Message::encoded_len(&page);
             count += page.objects.len();
-            after = page.objects.last().and_then(name_of).unwrap_or_default();
+            page_token = page.next_page_token;
             if !page.more {
                 break;
             }
@@ -87,13 +87,6 @@ async fn measure(endpoint: &str) -> anyhow::Result<()> {
         channels.push(dial().await?);
     }
     fan_out(&mut fleet, &channels).await
-}
-
-fn name_of(object: &v1::Object) -> Option<String> {
-    match object.choice.as_ref()? {
-        v1::object::Choice::Vm(vm) => Some(vm.metadata.as_ref()?.name.clone()),
-        _ => None,
-    }
 }
 
 async fn fan_out(fleet: &mut FleetClient<Channel>, channels: &[Channel]) -> anyhow::Result<()> {

@@ -86,6 +86,7 @@ impl Fleet for Fake {
         get(v1::GetRequest) -> v1::Object;
         watch(v1::WatchRequest) -> Self::WatchStream;
         create(v1::CreateRequest) -> v1::Object;
+        create_many(v1::CreateManyRequest) -> v1::CreateManyResponse;
         update(v1::UpdateRequest) -> v1::Object;
         patch(v1::PatchRequest) -> v1::Object;
         apply(v1::ApplyRequest) -> v1::Object;

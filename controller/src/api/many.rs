@@ -24,7 +24,7 @@ impl Api {
         &self,
         request: Request<v1::CreateManyRequest>,
     ) -> Result<Response<v1::CreateManyResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let mut ask = request.into_inner();
         in_range("objects (number)", ask.objects.len() as u64, 1..=MANY_MAX).map_err(Fault::from)?;
         super::complete_key(&mut ask.idempotency_key)?;

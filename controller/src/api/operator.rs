@@ -73,7 +73,7 @@ impl Operations {
         R: FnOnce(OperatorClient<Channel>, Request<Q>) -> RF,
         RF: Future<Output = Result<Response<Streaming<v1::OperationNews>>, Status>>,
     {
-        let forwarded = Call::of(&request, CALL_DEADLINE).forwarded;
+        let forwarded = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?.forwarded;
         if let Some(leader) = self.elsewhere(forwarded)? {
             let mut request = Request::new(request.into_inner());
             mark_forwarded(request.metadata_mut());
@@ -114,7 +114,7 @@ impl Operator for Operations {
         &self,
         request: Request<v1::ListControllersRequest>,
     ) -> Result<Response<v1::ListControllersResponse>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let here = |_| async {
             let leadership = self.node.replica.leadership().borrow().clone();
             let states = members::list(&self.node).await.into_iter().map(|seen| v1::ControllerState {
@@ -184,10 +184,10 @@ impl Operator for Operations {
         &self,
         request: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        let call = Call::of(&request, CALL_DEADLINE);
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let stale = request.get_ref().stale;
         let consistency = if stale { v1::Consistency::Stale } else { v1::Consistency::Linearizable };
-        let view = carry::view(&self.node, call, consistency).await?;
+        let view = carry::view(&self.node, &call, consistency).await?;
         let (sender, chunks) = mpsc::channel(WAITING);
         tokio::task::spawn_blocking(move || {
             let out = backup::Chunked::new(|data| {

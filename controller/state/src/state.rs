@@ -300,8 +300,9 @@ impl State {
         let Self { objects, names, by_host, moves, active, marks, .. } = self;
         let Self { fences, orders, secrets, tokens, owners, .. } = self;
         let [carried, avoided] = marks.tracked();
-        let all: [&mut dyn Undo; 12] =
-            [objects, names, by_host, moves, active, carried, avoided, fences, orders, secrets, tokens, owners];
+        let all: [&mut dyn Undo; 12] = [
+            objects, names, by_host, moves, active, carried, avoided, fences, orders, secrets, tokens, owners,
+        ];
         all.into_iter().for_each(act);
     }
 }
