@@ -96,7 +96,11 @@ pub(crate) fn task_done(change: &Change) -> Verdict {
     match status.phase {
         TaskPhase::Succeeded => Verdict::Reached,
         TaskPhase::Failed | TaskPhase::Cancelled => Verdict::Missed(doing()),
-        TaskPhase::Queued | TaskPhase::Running => Verdict::Going(status.progress_percent.into(), doing()),
+        TaskPhase::Queued | TaskPhase::Running => {
+            let eta_s = status.drain.and_then(|drain| drain.eta_s);
+            let eta = eta_s.map_or_else(String::new, |eta_s| format!("; about {eta_s} s to go"));
+            Verdict::Going(status.progress_percent.into(), doing() + &eta)
+        }
     }
 }
 

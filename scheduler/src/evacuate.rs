@@ -10,6 +10,12 @@
 //!              -> found: proof; every branch tried: the misfits are real; too many branches: said so
 //! waves     the assignment in an order in which each step fits when it runs
 //! ```
+//!
+//! [`evacuate`] asks whether they can be emptied, [`depart`] where everything is to go.
+
+mod depart;
+
+pub use depart::depart;
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -121,7 +127,11 @@ impl Evacuation {
 /// Plans to empty those hosts, all of them at the same time. Nothing goes from one of them to another.
 #[must_use]
 pub fn evacuate(snapshot: &Snapshot, hosts: &[HostIdx], budgets: &Budgets) -> Evacuation {
-    let found = assign(snapshot, hosts, Way::Alive);
+    told(snapshot, hosts, budgets, &assign(snapshot, hosts, Way::Alive))
+}
+
+/// An assignment in waves, and in words.
+fn told(snapshot: &Snapshot, hosts: &[HostIdx], budgets: &Budgets, found: &Assignment) -> Evacuation {
     let steps: Vec<Step> = found.seats.iter().map(|(vm, seat)| Step { vm: *vm, to: seat.host }).collect();
     let planned = waves(snapshot, &steps, budgets);
     let mut misfits: Vec<Misfit> =

@@ -2,13 +2,14 @@
 
 use dunlin_model::advice::{Capacity, HOSTS_MAX, HostRoom};
 use dunlin_model::vm::Vm;
-use dunlin_model::{HostId, Revision, VmId};
+use dunlin_model::{HostId, Name, Revision, VmId};
 use dunlin_scheduler::admit::{Admission, Answer, Proof, admit};
 use dunlin_scheduler::snapshot::VmEntry;
 use dunlin_scheduler::{HostIdx, Request, Snapshot, filter, score};
 use uuid::Uuid;
 
 use super::Scene;
+use super::facts::count;
 use super::plans::misfit;
 
 /// VMs counted at most: whoever has room for more need not ask.
@@ -47,11 +48,11 @@ pub(crate) fn capacity(scene: &Scene<'_>, flavour: &Vm, failures: u32) -> Capaci
         survives: admission.answer == Answer::Yes,
         worst: gap.map_or(Vec::new(), |gap| gap.hosts.iter().filter_map(|host| name(*host)).collect()),
         misfits: misfits.filter_map(|found| Some(misfit(found, name(found.from)?))).collect(),
-        verdict: verdict(&admission),
+        verdict: verdict(&admission, name),
     }
 }
 
-fn verdict(admission: &Admission) -> String {
+fn verdict(admission: &Admission, name: impl Fn(HostId) -> Option<Name>) -> String {
     let any = match admission.failures {
         0 => return String::new(),
         1 => "any one host".to_owned(),
@@ -63,7 +64,14 @@ fn verdict(admission: &Admission) -> String {
     };
     match admission.answer {
         Answer::Yes => format!("{any} may fail: every VM finds a place elsewhere ({how})"),
-        Answer::No => format!("not {any} may fail: some VMs would find no place ({how})"),
+        Answer::No => {
+            let gap = admission.gaps.first();
+            let lost = gap.into_iter().flat_map(|gap| &gap.hosts).filter_map(|host| name(*host));
+            let lost: Vec<String> = lost.map(|name| name.to_string()).collect();
+            let vms = count(gap.map_or(0, |gap| gap.misfits.len() as u64), "VM");
+            let (hosts, without) = (count(admission.failures.into(), "host"), lost.join(" and "));
+            format!("{hosts} may not fail: without {without}, {vms} would find no place ({how})")
+        }
         Answer::Unknown => format!("whether {any} may fail was not shown"),
     }
 }

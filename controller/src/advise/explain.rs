@@ -269,7 +269,10 @@ pub(crate) fn explain_migration(scene: &Scene<'_>, migration: &Migration) -> Exp
             cost.send_mib, cost.total_ms, cost.downtime_ms
         ));
         told.facts.push(status.effect.as_ref().map_or_else(
-            || "its effect has not been measured yet".to_owned(),
+            || {
+                let settle_min = dunlin_scheduler::history::SETTLE_MS / 60_000;
+                format!("its effect is measured {settle_min} min after its end")
+            },
             |observed| format!("observed: {}", effect(observed)),
         ));
     }

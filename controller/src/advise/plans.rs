@@ -9,7 +9,7 @@ use dunlin_model::{HostId, Name, Revision};
 use dunlin_scheduler::Snapshot;
 use dunlin_scheduler::balance::Eagerness;
 use dunlin_scheduler::distrust;
-use dunlin_scheduler::evacuate::{self, evacuate};
+use dunlin_scheduler::evacuate::{self, depart};
 
 use super::Scene;
 use crate::reconcile::levelling::{self, Asked, Grounded, all_milli, grounded};
@@ -21,7 +21,7 @@ const DISTRUSTED_MAX: usize = 20;
 pub(crate) fn drain_plan(scene: &Scene<'_>, hosts: &[&Host]) -> DrainPlan {
     let snapshot = scene.mirror();
     let asked: Vec<_> = hosts.iter().filter_map(|host| snapshot.find_host(host.metadata.uid)).collect();
-    let plan = evacuate(&snapshot, &asked, &levelling::budgets(scene.state));
+    let plan = depart(&snapshot, &asked, &levelling::budgets(scene.state));
     let name = |host: HostId| scene.state.host(host).map(|host| host.metadata.name.clone());
     let mut loads = Asked::of(&snapshot);
     let mut moves = Vec::new();

@@ -3,9 +3,9 @@
 //! ```text
 //! each step: what is left -> moves under way | waits | fits nowhere | can go -> begin as many as there are slots
 //! ```
-//! Each goes where the cluster's policy wants it, as long as the rest still fits after that; otherwise where it stands in
-//! one assignment for all hosts that are being emptied at this moment, which is the proof that everything fits. A VM that
-//! has no place in it does not hold up the others, and goes as soon as there is room.
+//! Where each goes is planned for all hosts that are being emptied at this moment, by the scheduler and as `--dry-run`
+//! tells it: where the cluster's policy wants it, as long as the rest still fits after that. A VM that has no place does
+//! not hold up the others, and goes as soon as there is room.
 //! Until then the task says which and why. Remembers nothing: what has been done is in the state, so a new leader goes on
 //! where the old one stood.
 
@@ -13,9 +13,8 @@ use dunlin_model::migration::{Migration, MigrationCause, MigrationLimits, Migrat
 use dunlin_model::task::{DrainProgress, Task, TaskPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{HostId, MigrationId, Name, TaskId, Timestamp};
-use dunlin_scheduler::budget::Budgets;
-use dunlin_scheduler::evacuate::{Evacuation, Evacuee, Misfit, evacuate};
-use dunlin_scheduler::{HostIdx, Snapshot, place};
+use dunlin_scheduler::evacuate::{Evacuation, Evacuee, Misfit, depart};
+use dunlin_scheduler::waves::{Step, seat};
 use dunlin_state::{Command, State, Write};
 use uuid::Uuid;
 
@@ -57,48 +56,42 @@ pub(super) fn step(
     }
 }
 
-/// The hosts that are being emptied, and where everything on them can go. Made once for all drains of a step, and only
-/// when one of them has something to begin.
+/// The hosts that are being emptied, and where everything on them goes. Made once for all drains of a step, and only when
+/// one of them has something to begin.
 #[derive(Debug)]
 struct Exodus {
-    snapshot: Snapshot,
-    hosts: Vec<HostIdx>,
-    budgets: Budgets,
     plan: Evacuation,
 }
 
 impl Exodus {
     fn new(state: &State, observed: &Observed, now: Timestamp, hosts: impl Iterator<Item = HostId>) -> Self {
-        let snapshot = mirror::of(state, observed, now);
+        let mut snapshot = mirror::of(state, observed, now);
         let hosts: Vec<_> = hosts.filter_map(|host| snapshot.find_host(host)).collect();
-        let budgets = levelling::budgets(state);
-        let plan = evacuate(&snapshot, &hosts, &budgets);
-        Self { snapshot, hosts, budgets, plan }
-    }
-
-    /// VMs of that host that can go, those of the first wave first.
-    fn going(&self, from: HostId) -> Vec<Evacuee> {
-        let all = self.plan.waves.iter().flat_map(|wave| &wave.moves);
-        all.filter(|step| step.from == from).cloned().collect()
-    }
-
-    /// Where one VM is to go, and counts it as gone.
-    fn choose(&mut self, vm: &Vm, step: &Evacuee) -> Name {
-        let mut request = self.snapshot.migrate(vm, step.from, None);
-        request.closed.clone_from(&self.hosts);
-        let wished = place(&self.snapshot, &request).seat();
-        let Some(at) = self.snapshot.find_vm(step.vm) else { return step.to_name.clone() };
-        if let Some(seat) = wished.filter(|seat| *seat != step.seat) {
-            let mut trial = self.snapshot.clone();
-            trial.move_to(at, seat);
-            let rest = evacuate(&trial, &self.hosts, &self.budgets);
-            if rest.misfits.len() <= self.plan.misfits.len() {
-                (self.snapshot, self.plan) = (trial, rest);
-                return self.snapshot.host(seat.host).name.clone();
+        // What was begun and has no room of its own yet is as good as there: what is planned now comes after it.
+        for migration in state.active_migrations().filter(|m| m.status.phase == MigrationPhase::Planned) {
+            let to = migration.spec.to.as_ref().and_then(|to| snapshot.host_named(to));
+            let step = snapshot.find_vm(migration.spec.vm).zip(to);
+            let seated = step.and_then(|(vm, to)| Some((vm, seat(&snapshot, Step { vm, to })?)));
+            if let Some((vm, seat)) = seated {
+                snapshot.hold(vm, seat);
             }
         }
-        self.snapshot.move_to(at, step.seat);
-        step.to_name.clone()
+        Self { plan: depart(&snapshot, &hosts, &levelling::budgets(state)) }
+    }
+
+    /// VMs of that host and where they go, those that go first first.
+    fn from(&self, host: HostId) -> impl Iterator<Item = &Evacuee> {
+        self.plan.waves.iter().flat_map(|wave| &wave.moves).filter(move |step| step.from == host)
+    }
+
+    /// How long it takes until that host is empty, by the sizes of what leaves it, s.
+    fn lasts_s(&self, host: HostId) -> u64 {
+        let waves = self.plan.waves.iter().filter(|wave| wave.moves.iter().any(|step| step.from == host));
+        waves.map(|wave| wave.took_ms).sum::<u64>().div_ceil(1_000)
+    }
+
+    fn misfits(&self, host: HostId) -> Vec<&Misfit> {
+        self.plan.misfits.iter().filter(|misfit| misfit.from == host).collect()
     }
 }
 
@@ -133,23 +126,25 @@ fn one(
         commands.push(Command::Write { key, write: Write::CancelMigration { uid } });
     }
     let slots = slots(state, host, &left);
-    let mut misfits = Vec::new();
-    let mut begun = 0;
+    let (mut misfits, mut begun, mut lasts_s) = (Vec::new(), 0, None);
     if !left.ready.is_empty() {
         let exodus = exodus.get_or_insert_with(make);
-        misfits = exodus.plan.misfits.iter().filter(|misfit| misfit.from == host).cloned().collect();
-        for step in exodus.going(host) {
-            let Some(vm) = left.ready.iter().find(|vm| vm.metadata.uid == step.vm).filter(|_| begun < slots)
-            else {
-                continue;
-            };
-            commands.push(migrate(task.metadata.uid, vm, exodus.choose(vm, &step)));
+        (misfits, lasts_s) = (exodus.misfits(host), Some(exodus.lasts_s(host)));
+        let ready = |step: &Evacuee| left.ready.iter().find(|vm| vm.metadata.uid == step.vm);
+        let going = exodus.from(host).filter_map(|step| Some((ready(step)?, step)));
+        for (vm, step) in going.take(slots) {
+            commands.push(migrate(task.metadata.uid, vm, step.to_name.clone()));
             begun += 1;
         }
     }
-    let progress = progress(state, task, host, &left, begun, misfits.len());
+    let mut progress = progress(state, task, host, &left, begun, misfits.len());
+    // Before there is anything to go by, the sizes of the VMs are.
+    progress.eta_s = progress.eta_s.or(lasts_s).or(task.status.drain.and_then(|known| known.eta_s));
     if progress.left == 0 {
-        let message = format!("nothing is left on the host; {} VMs were moved", progress.moved);
+        let message = match progress.moved {
+            1 => "nothing is left on the host; 1 VM was moved".to_owned(),
+            moved => format!("nothing is left on the host; {moved} VMs were moved"),
+        };
         commands.extend(tell(task, TaskPhase::Succeeded, 100, message, progress));
         return;
     }
@@ -247,9 +242,10 @@ fn progress(
     }
 }
 
-fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[Misfit]) -> String {
+fn describe(progress: &DrainProgress, left: &Left<'_>, misfits: &[&Misfit]) -> String {
     let DrainProgress { moved, left: rest, wave, waves, .. } = progress;
-    let mut text = format!("wave {wave} of {waves}: {moved} VMs moved, {rest} left");
+    let plural = if *moved == 1 { "" } else { "s" };
+    let mut text = format!("wave {wave} of {waves}: {moved} VM{plural} moved, {rest} left");
     if left.waits > 0 {
         text.push_str(&format!("; {} start, stop, are saved or are moved by somebody else", left.waits));
     }

@@ -11,8 +11,10 @@ use super::Observed;
 pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot {
     let policy = state.cluster().map(|cluster| cluster.spec.clone()).unwrap_or_default();
     let second = state.active_migrations().filter_map(|m| Some((m.status.to?, state.vm(m.spec.vm)?)));
-    let guests = state.vms().filter_map(|vm| Some((vm.status.host?, vm))).chain(second);
-    let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests);
+    let mut guests: Vec<_> = state.vms().filter_map(|vm| Some((vm.status.host?, vm))).chain(second).collect();
+    // Among equals the lower number goes first: by name that is the same on every try, and what people expect.
+    guests.sort_by(|(_, a), (_, b)| a.metadata.name.cmp(&b.metadata.name));
+    let mut snapshot = Snapshot::new((&policy).into(), state.hosts(), guests.into_iter());
     snapshot.revision = state.revision().0;
     snapshot.now_ms = now.0;
     let known: Vec<_> = snapshot.vms().map(|(at, row)| (at, row.uid)).collect();

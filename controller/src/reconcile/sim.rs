@@ -7,6 +7,7 @@
 mod agent;
 mod away;
 mod chaos;
+mod leave;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};

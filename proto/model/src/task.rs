@@ -102,7 +102,8 @@ pub struct DrainProgress {
     pub wave: u32,
     /// Waves in all, as far as can be seen now.
     pub waves: u32,
-    /// Until the last VM is moved, s, by what the moves so far have taken. None before the first.
+    /// Until the last VM that can go is moved, s: by what the moves so far have taken, before the first by the VMs' sizes.
+    /// As of the last change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_s: Option<u64>,
 }

@@ -4,6 +4,7 @@
 //! descend   the steepest move first, until no single move helps: what hbal would reach, and how far it is
 //! refine    other targets, other instances: a lower score with as many moves
 //! thrift    take moves back, the least useful first, as long as the score stays where `descend` ended
+//! polish    trade moves drawn by lot for fewer or better ones, for a bounded effort: small fleets come out best
 //! order     the moves one by one, each into room that is free when it runs
 //! ```
 //!
@@ -11,8 +12,10 @@
 //! of the score, a few multiplications a node: over a thousand nodes the search looks closely at a handful.
 //! Refuses to move what has its disk on the node, what is not to be moved, and instances of other groups.
 
+use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use crate::dice::Dice;
 use crate::ganeti::score::{COLUMNS, Measured, Score, real};
 use crate::ganeti::text::TextFleet;
 
@@ -21,6 +24,18 @@ const TARGETS_MAX: usize = 3;
 
 /// The first step takes back one in so many moves, and the finest one in the square of it: finer ones save too little.
 const THRIFT_STEPS: usize = 8;
+
+/// Polishing trades so many moves at once.
+const TRADED_MAX: usize = 6;
+
+/// Polishing saves moves down to this part of what `descend` made, percent.
+const ENOUGH_PERCENT: usize = 75;
+
+/// Draws what is traded: the same plan for the same fleet.
+const POLISH_SEED: u64 = 1;
+
+/// What is looked at by default: some 100 ms.
+const EFFORT: usize = 2_500_000;
 
 /// Rounds of taking back and refining. Each ends sooner when a round saves no move.
 const THRIFT_ROUNDS_MAX: usize = 12;
@@ -35,7 +50,7 @@ const SCORE_SHARE: f64 = 0.6;
 const REFINE_GAIN_MIN: f64 = 0.005;
 
 /// Partners that are looked at for an exchange, out of all that move: in turn another part of them.
-const PARTNERS_MAX: usize = 256;
+const PARTNERS_MAX: usize = 128;
 
 /// A gain below this is rounding, not balance.
 const NOISE: f64 = 1e-9;
@@ -49,11 +64,13 @@ pub struct Limits {
     pub enough: f64,
     /// No more moves than that.
     pub moves_max: usize,
+    /// Places and exchanges that are looked at before polishing ends. What large fleets take anyway is beyond it.
+    pub effort: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { min_gain: 0.01, enough: 0.1, moves_max: usize::MAX }
+        Self { min_gain: 0.01, enough: 0.1, moves_max: usize::MAX, effort: EFFORT }
     }
 }
 
@@ -89,11 +106,15 @@ pub fn balance(fleet: &TextFleet, group: usize, measured: Measured<'_>, limits: 
     let start = score.clone();
     let mut search = Search::new(score, limits);
     search.descend();
-    let reached = search.score.value();
+    let (reached, length) = (search.score.value(), search.moved().len());
     search.refine();
-    let refined = search.score.value();
-    // What refinement has gained is spent on both: a lower score, and fewer moves.
-    search.thrift(reached - (reached - refined) * SCORE_SHARE);
+    // Who wants only so many moves wants the best of them.
+    if length < limits.moves_max {
+        // What refinement has gained is spent on both: a lower score, and fewer moves.
+        let limit = reached - (reached - search.score.value()) * SCORE_SHARE;
+        search.thrift(limit);
+        search.polish(limit, length * ENOUGH_PERCENT / 100);
+    }
     let moves = order(start, &search, limits.moves_max);
     GanetiPlan { before, after: moves.last().map_or(before, |last| last.score), moves }
 }
@@ -131,13 +152,13 @@ impl PartialEq for Hope {
 impl Eq for Hope {}
 
 impl PartialOrd for Hope {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for Hope {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         self.gain.total_cmp(&other.gain).then(other.vm.cmp(&self.vm))
     }
 }
@@ -164,6 +185,10 @@ struct Search {
     curve: [f64; COLUMNS],
     /// Room for the expansion of one instance over all nodes.
     expansion: Vec<f64>,
+    /// Places and exchanges looked at so far.
+    spent: usize,
+    /// Moves made by `descend`.
+    made: usize,
 }
 
 impl Search {
@@ -181,8 +206,18 @@ impl Search {
         }
         let origin = score.vms.iter().map(|vm| vm.at).collect();
         let (slope, expansion) = (vec![0.0; COLUMNS * nodes], vec![0.0; nodes]);
-        let mut search =
-            Self { score, limits, origin, residents, slope, bend, curve: [0.0; COLUMNS], expansion };
+        let mut search = Self {
+            score,
+            limits,
+            origin,
+            residents,
+            slope,
+            bend,
+            curve: [0.0; COLUMNS],
+            expansion,
+            spent: 0,
+            made: 0,
+        };
         search.expand();
         search
     }
@@ -205,6 +240,7 @@ impl Search {
     /// The best place for an instance, if any fits.
     fn best(&mut self, vm: usize) -> Option<Best> {
         let nodes = self.score.nodes.len();
+        self.spent += nodes;
         let unit = self.score.vms[vm].unit;
         self.expansion.fill(0.0);
         for (column, (first, curve)) in unit.iter().zip(&self.curve).enumerate().take(self.score.columns) {
@@ -266,7 +302,8 @@ impl Search {
     /// Did anything move?
     fn descend_by(&mut self, hopes: &mut BinaryHeap<Hope>, known: &mut [f64]) -> bool {
         let mut moved = false;
-        while let Some(top) = hopes.pop() {
+        while self.made < self.limits.moves_max {
+            let Some(top) = hopes.pop() else { break };
             if top.gain.to_bits() != known[top.vm].to_bits() {
                 continue;
             }
@@ -284,6 +321,7 @@ impl Search {
             }
             let from = self.score.vms[top.vm].at;
             self.carry(top.vm, best.to);
+            self.made += 1;
             moved = true;
             // Those left behind have lost most of their reason to move; all others are looked at when their turn comes.
             for vm in self.residents[from].clone() {
@@ -333,7 +371,9 @@ impl Search {
         }
         let mut best = (self.score.value() - NOISE, usize::MAX);
         let neighbours = self.residents[home].iter().copied().filter(|other| self.origin[*other] == home);
+        let mut looked = 0;
         for other in neighbours.chain(moved) {
+            looked += 1;
             let there = self.score.vms[other].at;
             let moves = |vm: usize, to: usize| usize::from(self.origin[vm] != to);
             let more = moves(vm, there) + moves(other, at) > 1 + moves(other, there);
@@ -345,6 +385,7 @@ impl Search {
                 best = (value, other);
             }
         }
+        self.spent += looked;
         if best.1 != usize::MAX {
             let there = self.score.vms[best.1].at;
             self.seat(vm, there);
@@ -384,6 +425,63 @@ impl Search {
                 self.restore(&kept);
                 step /= 2;
             }
+        }
+    }
+
+    /// Trades moves while there is effort left: some drawn by lot are taken back, and the steepest of all moves made in their
+    /// stead. First for fewer moves, down to `enough` and as long as the score stays at `limit` or below; then for a lower
+    /// score with no more of them.
+    fn polish(&mut self, limit: f64, enough: usize) {
+        let mut dice = Dice::new(POLISH_SEED);
+        while self.spent < self.limits.effort {
+            let mut moved = self.moved();
+            if moved.is_empty() {
+                return;
+            }
+            // A round costs as much even when it finds nothing to look at, so that there is an end.
+            self.spent += self.score.vms.len();
+            let kept: Vec<(usize, usize)> = moved.iter().map(|vm| (*vm, self.score.vms[*vm].at)).collect();
+            let value = self.score.value();
+            let drop = (2 + dice.below(TRADED_MAX)).min(moved.len());
+            for _ in 0..drop {
+                let vm = moved.swap_remove(dice.below(moved.len()));
+                if self.score.fits(vm, self.origin[vm]) {
+                    self.seat(vm, self.origin[vm]);
+                }
+            }
+            self.expand();
+            let add = match kept.len().cmp(&enough) {
+                Ordering::Less => drop + 1,
+                Ordering::Equal => drop,
+                Ordering::Greater => drop - 1,
+            };
+            self.steepest(add);
+            self.refine();
+            let (count, now) = (self.moved().len(), self.score.value());
+            let fewer = count < kept.len() && now <= limit && kept.len() > enough;
+            let better = count <= kept.len().max(enough) && now < value - NOISE;
+            if !(fewer || better) {
+                self.restore(&kept);
+            }
+        }
+    }
+
+    /// The steepest of all moves, so many times.
+    fn steepest(&mut self, count: usize) {
+        for _ in 0..count {
+            let value = self.score.value();
+            let mut best: Option<(usize, Best)> = None;
+            for vm in 0..self.score.vms.len() {
+                if self.score.vms[vm].movable
+                    && self.score.vms[vm].at == self.origin[vm]
+                    && let Some(found) = self.best(vm)
+                    && best.is_none_or(|(_, best)| found.value < best.value)
+                {
+                    best = Some((vm, found));
+                }
+            }
+            let Some((vm, found)) = best.filter(|(_, best)| best.value < value - NOISE) else { break };
+            self.carry(vm, found.to);
         }
     }
 

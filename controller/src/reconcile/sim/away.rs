@@ -11,7 +11,7 @@ use super::{CALM_TICK_MS, World};
 const SOON_TICKS: u32 = 240;
 
 impl World {
-    fn until(&mut self, what: &str, mut ticks: u32, holds: impl Fn(&Self) -> bool) {
+    pub(super) fn until(&mut self, what: &str, mut ticks: u32, holds: impl Fn(&Self) -> bool) {
         while !holds(self) {
             if ticks == 0 {
                 self.fail(what);

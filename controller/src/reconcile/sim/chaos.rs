@@ -14,7 +14,7 @@ use super::{Line, Observed, World};
 const VMS_MAX: usize = 5;
 
 impl World {
-    fn write(&mut self, write: Write) {
+    pub(super) fn write(&mut self, write: Write) {
         let key = self.rng.uuid().to_string();
         self.commit(&Command::Write { key, write });
         self.quiet = 0;
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// What the old leader proposed lands in part; the new one has seen nothing yet.
-    fn change_leader(&mut self) {
+    pub(super) fn change_leader(&mut self) {
         self.note(Line::Fault("the leader changes", 0));
         for index in 0..self.hosts.len() {
             self.disconnect(index);
