@@ -18,6 +18,7 @@ pub(crate) mod listing;
 pub(crate) mod record;
 pub(crate) mod rule_flag;
 pub(crate) mod simulate;
+mod simulate_load;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;

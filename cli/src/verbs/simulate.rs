@@ -9,10 +9,12 @@ use dunlin_scheduler::Policy;
 use dunlin_scheduler::ganeti::score::{Loads, Measured};
 use dunlin_scheduler::ganeti::search::{Limits, apply};
 use dunlin_scheduler::ganeti::{GanetiPlan, TextFleet, balance};
+use dunlin_scheduler::replay::trace::LoadTrace;
 use dunlin_scheduler::simulate::{Options, Report, Trace, azure, fleet, huawei, replay};
 use dunlin_scheduler::snapshot::Snapshot;
 use serde_json::json;
 
+use super::simulate_load;
 use crate::args::{Format, whole};
 use crate::failure::Failure;
 use crate::output::{self, table::columns};
@@ -28,10 +30,17 @@ pub(crate) struct SimulateArgs {
     /// Racks of the hosts, with a table of host sizes
     #[arg(long)]
     topology: Option<PathBuf>,
-    /// Arrivals to replay, as Azure's or Huawei's traces have them; - for standard input
+    /// Arrivals to replay, as Azure's or Huawei's traces have them, or a day of load (vm,timestamp,duration_ms,cpu_mhz);
+    /// - for standard input
     #[arg(long)]
     trace: Option<PathBuf>,
-    /// spread, pack, power-saving, or a YAML file
+    /// With load: the sizes of its VMs (vm,cpu_count,cpu_mhz_total,...)
+    #[arg(long)]
+    vms: Option<PathBuf>,
+    /// With load: VMs that are drawn from the trace; as many as it has when not said
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 1000000"))]
+    draw: Option<u32>,
+    /// spread, pack, power-saving, or a YAML file; with load: off, level-1 to level-5, or deviation-PERCENT
     #[arg(long, default_value = "spread")]
     policy: String,
     /// A second policy, side by side
@@ -56,7 +65,11 @@ pub(crate) fn run(args: &SimulateArgs, format: Format) -> Result<(), Failure> {
     let Some(path) = &args.trace else {
         return Err(Invalid::new("--trace", "is missing", "arrivals to replay over this fleet").into());
     };
-    let trace = trace(path, args.seed)?;
+    let trace_bytes = read(path)?;
+    if trace_bytes.starts_with(simulate_load::HEADER) {
+        return load(args, (&bytes, &trace_bytes), path, format);
+    }
+    let trace = trace(path, &trace_bytes, args.seed)?;
     let policies = [Some(args.policy.as_str()), args.versus.as_deref()];
     let options = Options { moves_per_day_permille: args.moves_per_day_permille, ..Options::default() };
     let mut reports = Vec::new();
@@ -164,12 +177,39 @@ fn hosts(args: &SimulateArgs, bytes: &[u8], policy: Policy) -> Result<Snapshot, 
     Ok(snapshot)
 }
 
-fn trace(path: &Path, seed: u64) -> Result<Trace, Failure> {
-    let (file, bytes) = (path.display().to_string(), read(path)?);
+fn trace(path: &Path, bytes: &[u8], seed: u64) -> Result<Trace, Failure> {
+    let file = path.display().to_string();
     if bytes.starts_with(b"flavor_vcpus") {
-        return huawei::read_requests(&file, &bytes).map_err(bad);
+        return huawei::read_requests(&file, bytes).map_err(bad);
     }
-    azure::read(&file, &bytes, seed).map_err(bad)
+    azure::read(&file, bytes, seed).map_err(bad)
+}
+
+/// A day of measured load under one or two ways to balance it.
+fn load(
+    args: &SimulateArgs,
+    (fleet, samples): (&[u8], &[u8]),
+    path: &Path,
+    format: Format,
+) -> Result<(), Failure> {
+    let named = match (args.policy.as_str(), &args.versus) {
+        // The default of arrivals says nothing about load.
+        ("spread", versus) => [Some("level-3"), versus.as_deref()],
+        (policy, versus) => [Some(policy), versus.as_deref()],
+    };
+    let mut rules = Vec::new();
+    for name in named.into_iter().flatten() {
+        rules.push((name, simulate_load::rule(name)?));
+    }
+    let Some(sizes) = &args.vms else {
+        return Err(Invalid::new("--vms", "is missing", "the sizes of the VMs of this load").into());
+    };
+    let (file, sizes_file) = (path.display().to_string(), sizes.display().to_string());
+    let (samples, sizes) = (text(path, samples)?, text(sizes, &read(sizes)?)?);
+    let trace = LoadTrace::read((&sizes_file, &sizes), (&file, &samples)).map_err(bad)?;
+    let count = args.draw.map_or(trace.vms.len(), |count| count as usize);
+    let hosts = hosts(args, fleet, Policy::spread())?;
+    simulate_load::run(hosts, &trace, (count, args.seed), &rules, format)
 }
 
 /// One of those that have a name, or a file.

@@ -163,7 +163,8 @@ proptest! {
         if let Ok(fleet) = TextFleet::read("f", &text) {
             prop_assert_eq!(&TextFleet::read("f", &fleet.write()).unwrap(), &fleet);
             for group in 0..fleet.groups.len() {
-                prop_assert!(balance(&fleet, group, Measured::Ignored, Limits { effort: 50_000, ..Limits::default() }).after.is_finite());
+                let limits = Limits { effort: 50_000, ..Limits::default() };
+                prop_assert!(balance(&fleet, group, Measured::Ignored, limits).after.is_finite());
             }
         }
         let _ = read_loads("l", &loads);

@@ -9,6 +9,7 @@
 //! ```
 
 mod rival;
+pub mod seat;
 pub mod trace;
 
 use std::collections::BTreeMap;
