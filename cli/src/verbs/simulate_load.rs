@@ -15,6 +15,9 @@ use crate::output::{self, table::columns};
 /// What `--policy` may be with a load trace.
 const RULES: &str = "off, level-1 to level-5, or deviation-PERCENT";
 
+/// vCPUs promised per CPU where VMs are seated, percent: so many that load is what hosts run out of, and not promises.
+pub(super) const OVERCOMMIT_PERCENT: u32 = 600;
+
 /// How the first line of a load trace begins.
 pub(super) const HEADER: &[u8] = b"vm,timestamp,";
 
@@ -84,4 +87,24 @@ fn side_by_side(vms: usize, rejected: u64, reports: &[(&str, Report)]) -> String
             row("there and back", &|report| report.circles.to_string()),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every rule has a name, and what is no rule is refused with those there are.
+    #[test]
+    fn rules_have_names() {
+        let check = |name: &str, expected: Option<Rule>| match rule(name) {
+            Ok(found) => assert_eq!(Some(found), expected),
+            Err(refused) => assert!(expected.is_none() && refused.to_string().contains(RULES), "{refused}"),
+        };
+        check("off", Some(Rule::None));
+        check("level-5", Some(Rule::Pain { level: Eagerness::try_from(5).unwrap() }));
+        check("deviation-10", Some(Rule::Deviation { target_ppm: 100_000 }));
+        for wrong in ["spread", "level-0", "level-6", "level-", "deviation-0", "deviation-x"] {
+            check(wrong, None);
+        }
+    }
 }
