@@ -81,6 +81,7 @@ pub(crate) const fn phrase(reason: Reason) -> &'static str {
         Reason::AffinityElsewhere => "VMs it belongs with are elsewhere",
         Reason::ApartFrom => "a VM it stays apart from is there",
         Reason::FaultDomain => "another fault domain of its group is there",
+        Reason::SpareHosts => "the room kept for hosts that fail would be gone",
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn told(snapshot: &Snapshot, request: &Request, host: HostIdx, reason
         | Reason::HostDown
         | Reason::Asleep
         | Reason::Cordoned
+        | Reason::SpareHosts
         | Reason::Numa => just(phrase(reason)),
         Reason::OtherHostAsked | Reason::SavedElsewhere | Reason::VolumesElsewhere => just(pinned()),
         Reason::HostLabels => lacks("label", FactKind::Label),

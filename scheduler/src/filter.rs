@@ -10,6 +10,8 @@
 //! fit     amounts, named resources, NUMA nodes                    once per delta of the host and profile
 //! ties    other VMs: affinity, anti-affinity, fault domains       for the hosts that are looked at
 //! ```
+//!
+//! Room kept for hosts that fail is the last filter of all, asked of the best few: `spare`.
 
 use serde::{Deserialize, Serialize};
 
@@ -82,11 +84,13 @@ pub enum Reason {
     ApartFrom,
     /// A VM of another fault domain of its group is there.
     FaultDomain,
+    /// It would use up the room that is kept for hosts that fail: see [`spare`](crate::spare).
+    SpareHosts,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::IsSource,
         Self::OtherHostAsked,
         Self::SavedElsewhere,
@@ -117,6 +121,7 @@ impl Reason {
         Self::AffinityElsewhere,
         Self::ApartFrom,
         Self::FaultDomain,
+        Self::SpareHosts,
     ];
 
     /// Can a policy do without it? What cannot run, or would break the machine, is refused under every policy.
@@ -134,6 +139,7 @@ impl Reason {
                 | Self::AffinityElsewhere
                 | Self::ApartFrom
                 | Self::FaultDomain
+                | Self::SpareHosts
         )
     }
 }
@@ -150,6 +156,7 @@ pub const OPTIONAL: &[Reason] = &[
     Reason::AffinityElsewhere,
     Reason::ApartFrom,
     Reason::FaultDomain,
+    Reason::SpareHosts,
 ];
 
 /// One filter.

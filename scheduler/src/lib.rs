@@ -7,6 +7,7 @@
 //! Snapshot + Request -> filters (each with a reason) -> scores -> Decision { host, explain }
 //!
 //! decision::place   asks every host and says everything     Placer::place   the same host, whatever the fleet's size
+//! spare             the same, with room kept for hosts that fail
 //! group             a batch, or a gang: all or none         make_room       moves that let a VM in
 //! simulate          replays arrivals with the same code   replay            a day of measured load
 //!
@@ -37,6 +38,7 @@ pub mod request;
 pub mod score;
 pub mod simulate;
 pub mod snapshot;
+pub mod spare;
 pub mod waves;
 pub mod worth;
 
@@ -47,6 +49,7 @@ pub use place::{Pick, Placer};
 pub use policy::{Policy, Term};
 pub use request::{Pin, Request};
 pub use snapshot::{HostIdx, Seat, Snapshot, VmIdx};
+pub use spare::{place_with_spare, why_not_spare};
 
 #[cfg(test)]
 mod place_tests;

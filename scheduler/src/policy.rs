@@ -17,12 +17,14 @@ pub const WEIGHT_MAX: u16 = 100;
 pub enum Term {
     /// The share of CPU and memory left free: the emptiest host.
     Spread,
-    /// The share taken, what the fleet has least of counting most: the fullest host.
+    /// The share taken, what the largest VMs in use take most of counting most: the fullest host.
     Pack,
     /// A host that has VMs already, so that empty ones can be switched off.
     PowerSaving,
     /// Little measured CPU use.
     Load,
+    /// Slots for the shapes in use stay whole, those of large and of common shapes above all.
+    Slots,
     /// What is left stays in the proportion in which the fleet's VMs ask for it.
     WholeShapes,
     /// NUMA nodes stay whole, across hosts; within a host the fullest that fit are taken anyway. Where it counts, each
@@ -99,7 +101,7 @@ impl Policy {
     /// As many VMs on as few hosts as will take them.
     #[must_use]
     pub fn pack() -> Self {
-        Self::named("pack", &[(Term::WholeShapes, 20), (Term::Pack, 2)])
+        Self::named("pack", &[(Term::Slots, 100), (Term::Pack, 1)])
     }
 
     /// Like pack, and an empty host is woken last.
@@ -172,6 +174,7 @@ pub const TERMS: &[Term] = &[
     Term::Pack,
     Term::PowerSaving,
     Term::Load,
+    Term::Slots,
     Term::WholeShapes,
     Term::WholeNodes,
     Term::RoomToGrow,
@@ -190,6 +193,7 @@ impl Term {
             Self::Pack => "pack",
             Self::PowerSaving => "power-saving",
             Self::Load => "load",
+            Self::Slots => "slots",
             Self::WholeShapes => "whole-shapes",
             Self::WholeNodes => "whole-nodes",
             Self::RoomToGrow => "room-to-grow",

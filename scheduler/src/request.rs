@@ -19,6 +19,8 @@ pub struct Request {
     pub pins: Vec<Pin>,
     /// Hosts left out for now, sorted: their migration budget is spent, or they are to be emptied.
     pub closed: Vec<HostIdx>,
+    /// So many hosts must be able to fail once it is there, 0 to 64: asked by [`place_with_spare`](crate::place_with_spare).
+    pub spare: u32,
 }
 
 /// Why a VM is tied to one host.
@@ -54,6 +56,6 @@ impl Request {
     }
 
     const fn of(vm: Option<VmIdx>, profile: ProfileIdx, ties: TiesIdx) -> Self {
-        Self { vm, profile, ties, from: None, pins: Vec::new(), closed: Vec::new() }
+        Self { vm, profile, ties, from: None, pins: Vec::new(), closed: Vec::new(), spare: 0 }
     }
 }

@@ -25,11 +25,12 @@ pub struct TermScore {
     pub weight: u16,
 }
 
-const STANDING: [Term; 8] = [
+const STANDING: [Term; 9] = [
     Term::Spread,
     Term::Pack,
     Term::PowerSaving,
     Term::Load,
+    Term::Slots,
     Term::WholeShapes,
     Term::WholeNodes,
     Term::RoomToGrow,
@@ -56,7 +57,7 @@ impl Weights {
         STANDING
             .iter()
             .zip(self.standing)
-            .any(|(term, weight)| matches!(term, Term::WholeShapes | Term::Pack) && weight > 0)
+            .any(|(term, weight)| matches!(term, Term::Slots | Term::WholeShapes | Term::Pack) && weight > 0)
     }
 }
 
@@ -88,6 +89,7 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
         Term::Pack => tight(snapshot, shape, host),
         Term::PowerSaving => TERM_MAX * u64::from(!snapshot.room(host).vms.is_empty()),
         Term::Load => idle(snapshot, host),
+        Term::Slots => snapshot.worths().slots_kept(shape.amounts, snapshot.room(host).free),
         Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
         Term::RoomToGrow if shape.grows => room_to_grow(snapshot, shape, host),
@@ -109,7 +111,7 @@ fn left_free(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
     u64::midpoint(share(left.cpu_milli, total.cpu_milli), share(left.mem_mib, total.mem_mib))
 }
 
-/// How little is left once the VM is there; what the fleet has least of counts most.
+/// How little is left once the VM is there; what the largest VMs take most of counts most.
 fn tight(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
     let left = snapshot.room(host).free.minus(shape.amounts);
     snapshot.worths().tight(left, snapshot.host(host).total)

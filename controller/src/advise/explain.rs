@@ -10,7 +10,8 @@ use dunlin_scheduler::explain::remedies;
 use dunlin_scheduler::make_room::{Bounds, RoomMove, make_room};
 use dunlin_scheduler::place::Placer;
 use dunlin_scheduler::score::{Weights, score};
-use dunlin_scheduler::{Request, Seat, Snapshot, place, why_not};
+use dunlin_scheduler::spare::TRIES_MAX;
+use dunlin_scheduler::{Reason, Request, Seat, Snapshot, place_with_spare, why_not, why_not_spare};
 
 use super::Scene;
 use super::facts::{count, cpus, effect, load};
@@ -47,7 +48,7 @@ pub(crate) fn explain_vm(scene: &Scene<'_>, vm: &Vm) -> Explanation {
 }
 
 fn decide(snapshot: &mut Snapshot, request: &Request, told: &mut Explanation) {
-    told.now = Some(record::of(&place(snapshot, request)));
+    told.now = Some(record::of(&place_with_spare(snapshot, request)));
     if told.now.as_ref().is_some_and(|now| now.winner.is_none()) {
         told.would_help = would_help(snapshot, request);
         told.make_room = way_in(snapshot, request);
@@ -77,8 +78,19 @@ fn decide(snapshot: &mut Snapshot, request: &Request, told: &mut Explanation) {
         }
     });
     told.hosts = verdicts.collect();
-    told.hosts.sort_by(|a, b| (b.fits, b.score).cmp(&(a.fits, a.score)).then(a.host.cmp(&b.host)));
+    let best_first =
+        |a: &HostVerdict, b: &HostVerdict| (b.fits, b.score).cmp(&(a.fits, a.score)).then(a.host.cmp(&b.host));
+    told.hosts.sort_by(best_first);
     told.hosts.truncate(HOSTS_MAX);
+    // Room kept for failures is asked of the best, as the decision does.
+    for verdict in told.hosts.iter_mut().filter(|verdict| verdict.fits).take(TRIES_MAX) {
+        let host = snapshot.host_named(&verdict.host);
+        if let Some(text) = host.and_then(|host| why_not_spare(snapshot, request, host)) {
+            (verdict.fits, verdict.score) = (false, 0);
+            (verdict.reason, verdict.text) = (format!("{:?}", Reason::SpareHosts), text);
+        }
+    }
+    told.hosts.sort_by(best_first);
 }
 
 /// What would have to change, on the hosts that lack least.

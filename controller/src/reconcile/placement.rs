@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{HostId, Timestamp};
-use dunlin_scheduler::admit::{Answer, admit};
-use dunlin_scheduler::{Snapshot, place};
+use dunlin_scheduler::{Snapshot, place, place_with_spare};
 use dunlin_state::{Command, MigrationEvent, State};
 
 use super::observed::Sight;
@@ -15,9 +14,6 @@ use super::{Observed, mirror, record};
 
 /// VMs placed in one step: one log batch's worth. The rest follow in the next.
 pub(super) const PLACED_PER_STEP_MAX: usize = 256;
-
-/// Hosts tried for a VM while each would use up the room that is kept for failures: the best ones by the policy.
-const SPARE_TRIES_MAX: usize = 8;
 
 pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands: &mut Vec<Command>) {
     let mut pending: Vec<&Vm> = state
@@ -34,57 +30,25 @@ pub(super) fn step(state: &State, observed: &Observed, now: Timestamp, commands:
     }
     let mut snapshot = mirror::of(state, observed, now);
     for vm in pending.into_iter().take(PLACED_PER_STEP_MAX) {
-        bind(state, &mut snapshot, vm, commands);
+        bind(&mut snapshot, vm, commands);
     }
     reserve_all(state, observed, planned, &mut snapshot, commands);
 }
 
-fn bind(state: &State, snapshot: &mut Snapshot, vm: &Vm, commands: &mut Vec<Command>) {
-    let mut request = snapshot.start(vm);
+fn bind(snapshot: &mut Snapshot, vm: &Vm, commands: &mut Vec<Command>) {
+    let request = snapshot.start(vm);
     let (uid, generation) = (vm.metadata.uid, vm.metadata.generation);
-    let mut decision = place(snapshot, &request);
-    // What was started once is let in again after a crash: keeping it out would be the failure that room is kept for.
-    let spare = if vm.status.restarts == 0 { snapshot.policy.failover_hosts } else { 0 };
-    let mut spoils = None;
-    for _ in 0..SPARE_TRIES_MAX {
-        let Some((host, seat)) = decision.host().zip(decision.seat()) else { break };
+    let decision = place_with_spare(snapshot, &request);
+    if let Some((host, seat)) = decision.host().zip(decision.seat()) {
         snapshot.accept(&request, seat);
-        let Some(why) = spoilt(state, snapshot, spare) else {
-            let (incarnation, why) = (vm.status.incarnation, Some(record::boxed(&decision)));
-            commands.push(Command::BindVm { vm: uid, generation, incarnation, host, why });
-            return;
-        };
-        if let Some(at) = request.vm {
-            snapshot.take(at);
-        }
-        spoils = Some(why);
-        request.closed.push(seat.host);
-        request.closed.sort_unstable();
-        decision = place(snapshot, &request);
+        let (incarnation, why) = (vm.status.incarnation, Some(record::boxed(&decision)));
+        commands.push(Command::BindVm { vm: uid, generation, incarnation, host, why });
+        return;
     }
-    let (reason, message) = match spoils {
-        Some(why) => ("SpareHosts".to_owned(), why),
-        None => (decision.reason(), decision.explain()),
-    };
+    let (reason, message) = (decision.reason(), decision.explain());
     if vm.status.reason != reason || vm.status.message != message {
         commands.push(Command::ExplainPending { vm: uid, generation, reason, message });
     }
-}
-
-/// Why the room that is kept for so many failing hosts would be gone. Only what is proven keeps a VM out.
-fn spoilt(state: &State, snapshot: &Snapshot, spare: u32) -> Option<String> {
-    if spare == 0 {
-        return None;
-    }
-    let admission = admit(snapshot, spare);
-    if admission.answer != Answer::No {
-        return None;
-    }
-    let gap = admission.gaps.first()?;
-    let names = gap.hosts.iter().filter_map(|host| Some(state.host(*host)?.metadata.name.to_string()));
-    let (hosts, first) = (names.collect::<Vec<_>>().join(" and "), gap.misfits.first()?);
-    let (vm, why) = (&first.vm_name, &first.reason);
-    Some(format!("{spare} hosts must be able to fail: without {hosts}, VM {vm} would find no place ({why})"))
 }
 
 fn reserve_all(

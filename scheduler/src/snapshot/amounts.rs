@@ -93,6 +93,12 @@ impl Amounts {
         self.with(Self::default(), |amount, _| amount.div_ceil(parts.max(1)))
     }
 
+    /// So many of it, stopping at the largest number.
+    #[must_use]
+    pub fn times(self, count: u64) -> Self {
+        self.with(Self::default(), |amount, _| amount.saturating_mul(count))
+    }
+
     /// Does `self` fit into `room`, amount by amount?
     #[must_use]
     pub const fn fits(&self, room: &Self) -> bool {

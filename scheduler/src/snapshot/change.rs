@@ -1,9 +1,11 @@
 //! The deltas: how a snapshot follows the fleet.
 
+use std::collections::BTreeMap;
+
 use dunlin_model::{Labels, Name};
 
 use super::amounts::Amounts;
-use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, Room};
+use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, NODES_MAX, Room};
 use super::index::{
     ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx, VmIdx,
 };
@@ -274,9 +276,11 @@ impl Snapshot {
         }
         (self.asked, self.seated) = (self.asked.plus(amounts), self.seated + 1);
         if self.worths.count(self.seated) {
-            let up = self.hosts().filter(|(_, row)| row.state == HostState::Up);
-            let offered = up.fold(Amounts::default(), |sum, (_, row)| sum.plus(row.total));
-            self.worths.learn(self.asked, offered);
+            let mut mix: BTreeMap<Amounts, u64> = BTreeMap::new();
+            for (profile, count) in &self.shapes {
+                *mix.entry(self.words.profiles.get(profile.0).amounts).or_default() += u64::from(*count);
+            }
+            self.worths.learn(&mix, self.largest);
         }
     }
 

@@ -187,6 +187,8 @@ impl Snapshot {
     pub fn start(&mut self, vm: &Vm) -> Request {
         let at = self.known(vm);
         let mut request = Request::start(self, at);
+        // What was started once is let in again after a crash: keeping it out would be the failure that room is kept for.
+        request.spare = if vm.status.restarts == 0 { self.policy.failover_hosts } else { 0 };
         request.pins = self.asked_host(vm.spec.placement.host.as_ref()).into_iter().collect();
         let saved =
             vm.status.saved.as_ref().map(|saved| (saved.host, Reason::SavedElsewhere, "saved memory is"));
