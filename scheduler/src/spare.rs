@@ -191,7 +191,7 @@ mod tests {
                 let refused = decision.refused.iter().filter(|group| group.reason == Reason::SpareHosts);
                 let refused: u32 = refused.map(|group| group.hosts).sum();
                 prop_assert!(refused as usize <= spoil.len());
-                prop_assert_eq!(decision.fitting + refused, fitting.len() as u32);
+                prop_assert_eq!(decision.fitting + refused, u32::try_from(fitting.len()).unwrap());
                 if let Some(seat) = decision.seat() {
                     prop_assert!(!spoil.contains(&seat.host));
                     snapshot.accept(&request, seat);

@@ -42,7 +42,8 @@ struct Slot {
 
 impl Slot {
     fn new(amounts: Amounts, weight: u64) -> Self {
-        let per = amounts.each().map(|(_, amount)| (1_u64 << POINT).checked_div(amount).map_or(0, |per| per + 1));
+        let per =
+            amounts.each().map(|(_, amount)| (1_u64 << POINT).checked_div(amount).map_or(0, |per| per + 1));
         Self { per, amounts, weight }
     }
 
@@ -112,7 +113,8 @@ impl Worths {
         taken.sort_unstable_by(|a, b| b.cmp(a));
         taken.truncate(SHAPES_MAX);
         let weight = |size: u64, taken: u64| (size * (taken * 1_000 / all.max(1)) / 1_000).max(1);
-        self.slots = taken.iter().map(|(taken, size, shape)| Slot::new(*shape, weight(*size, *taken))).collect();
+        self.slots =
+            taken.iter().map(|(taken, size, shape)| Slot::new(*shape, weight(*size, *taken))).collect();
         let widest = taken.iter().max_by_key(|(_, size, shape)| (*size, *shape));
         let widest = widest.map_or([0; 4], |(_, _, shape)| parts(*shape));
         let sum: u64 = widest.iter().sum();

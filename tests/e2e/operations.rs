@@ -11,6 +11,9 @@ use dunlin_tests::{Output, eventually, fleet};
 
 use crate::site::{Daemon, LIMIT, Site, free_addresses};
 
+/// Runs `dunlin restore` on a file into a folder, with more words.
+type Restore<'a> = dyn Fn(&str, &Path, &[&str]) -> anyhow::Result<Output> + 'a;
+
 /// VMs created before the first controller is added: enough that it comes up to date while more are made.
 const BEFORE: usize = 40;
 
@@ -309,11 +312,7 @@ fn wait_host(all: &Controllers, phase: &str) -> anyhow::Result<()> {
 }
 
 /// Wherever a backup was cut or altered, it is refused, and nothing is made of it.
-fn damaged(
-    file: &str,
-    site: &Site,
-    restore: &dyn Fn(&str, &Path, &[&str]) -> anyhow::Result<Output>,
-) -> anyhow::Result<()> {
+fn damaged(file: &str, site: &Site, restore: &Restore<'_>) -> anyhow::Result<()> {
     let whole = std::fs::read(file)?;
     let bad = site.path("bad.backup");
     let check = |bytes: &[u8], says: &str| -> anyhow::Result<()> {

@@ -78,8 +78,9 @@ fn decide(snapshot: &mut Snapshot, request: &Request, told: &mut Explanation) {
         }
     });
     told.hosts = verdicts.collect();
-    let best_first =
-        |a: &HostVerdict, b: &HostVerdict| (b.fits, b.score).cmp(&(a.fits, a.score)).then(a.host.cmp(&b.host));
+    let best_first = |a: &HostVerdict, b: &HostVerdict| {
+        (b.fits, b.score).cmp(&(a.fits, a.score)).then(a.host.cmp(&b.host))
+    };
     told.hosts.sort_by(best_first);
     told.hosts.truncate(HOSTS_MAX);
     // Room kept for failures is asked of the best, as the decision does.

@@ -235,10 +235,10 @@ impl<'a> Draft<'a> {
     fn index_hosts(&mut self, object: &Object, add: bool) {
         for host in hosts_of(object) {
             match object {
-                Object::Vm(vm) if add => drop(self.state.by_host.insert((host, vm.metadata.uid))),
-                Object::Vm(vm) => drop(self.state.by_host.remove(&(host, vm.metadata.uid))),
-                Object::Migration(m) if add => drop(self.state.moves.insert((host, m.metadata.uid))),
-                Object::Migration(m) => drop(self.state.moves.remove(&(host, m.metadata.uid))),
+                Object::Vm(vm) if add => self.state.by_host.insert((host, vm.metadata.uid)),
+                Object::Vm(vm) => self.state.by_host.remove(&(host, vm.metadata.uid)),
+                Object::Migration(m) if add => self.state.moves.insert((host, m.metadata.uid)),
+                Object::Migration(m) => self.state.moves.remove(&(host, m.metadata.uid)),
                 _ => {}
             }
         }

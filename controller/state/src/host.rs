@@ -64,7 +64,7 @@ fn tell_vms(draft: &mut Draft, host: HostId) {
     let here: Vec<Vm> = draft.state.vms_touching(host).cloned().collect();
     for vm in here {
         let mut told = vm.clone();
-        tell_down(&draft.state, &mut told);
+        tell_down(draft.state, &mut told);
         if told != vm {
             draft.put(told);
         }

@@ -50,7 +50,7 @@ pub(crate) fn recommend(
     name: &Name,
     spec: &RecommendationSpec,
 ) -> Result<(), Rejected> {
-    check_current(&draft.state, spec)?;
+    check_current(draft.state, spec)?;
     let open = draft.state.open_recommendations();
     let (mut count, mut same) = (0, None);
     for found in open {
@@ -101,7 +101,7 @@ pub(crate) fn decide(
         return end(draft, uid, RecommendationPhase::Dismissed, "dismissed");
     }
     next(found.status.phase, RecommendationPhase::Approved).map_err(|illegal| wrong(&found, &illegal))?;
-    check_current(&draft.state, &found.spec)?;
+    check_current(draft.state, &found.spec)?;
     let spec = MigrationSpec {
         vm: found.spec.vm,
         vm_name: found.spec.vm_name.clone(),

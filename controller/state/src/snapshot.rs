@@ -121,12 +121,12 @@ fn take_in(state: &mut State, line: Line) -> Result<(), SnapshotError> {
             state.history = History::starting_at(revision);
         }
         Line::Object(object) => insert(state, object),
-        Line::Fence(vm, fence) => drop(state.fences.insert(vm, fence)),
-        Line::Order(task, order) => drop(state.orders.insert(task, order)),
-        Line::Secret(host, secret) => drop(state.secrets.insert(host, secret)),
-        Line::Token(token, expires) => drop(state.tokens.insert(token, expires)),
+        Line::Fence(vm, fence) => state.fences.insert(vm, fence),
+        Line::Order(task, order) => state.orders.insert(task, order),
+        Line::Secret(host, secret) => state.secrets.insert(host, secret),
+        Line::Token(token, expires) => state.tokens.insert(token, expires),
         Line::Answer(key, answer) => state.answers.insert(&key, answer),
-        Line::Owners(kind, uid, own) => drop(state.owners.insert((kind, uid), own)),
+        Line::Owners(kind, uid, own) => state.owners.insert((kind, uid), own),
         Line::End { .. } => {}
     }
     Ok(())
@@ -136,8 +136,8 @@ pub(crate) fn insert(state: &mut State, object: Arc<Object>) {
     let key = (object.kind(), object.uid());
     for host in hosts_of(&object) {
         match &*object {
-            Object::Vm(vm) => drop(state.by_host.insert((host, vm.metadata.uid))),
-            Object::Migration(m) => drop(state.moves.insert((host, m.metadata.uid))),
+            Object::Vm(vm) => state.by_host.insert((host, vm.metadata.uid)),
+            Object::Migration(m) => state.moves.insert((host, m.metadata.uid)),
             _ => {}
         }
     }

@@ -65,9 +65,9 @@ pub(crate) fn sweep(draft: &mut Draft) {
     draft.state.answers.drop_stale(now);
     token::drop_expired(draft);
     for (kind, ended, keep) in [
-        (Kind::Migration, ended_migrations(&draft.state), ENDED_MIGRATIONS_MAX),
-        (Kind::Task, ended_tasks(&draft.state), ENDED_TASKS_MAX),
-        (Kind::Recommendation, ended_recommendations(&draft.state), ENDED_RECOMMENDATIONS_MAX),
+        (Kind::Migration, ended_migrations(draft.state), ENDED_MIGRATIONS_MAX),
+        (Kind::Task, ended_tasks(draft.state), ENDED_TASKS_MAX),
+        (Kind::Recommendation, ended_recommendations(draft.state), ENDED_RECOMMENDATIONS_MAX),
     ] {
         let surplus = ended.len().saturating_sub(keep);
         for (_, uid) in ended.into_iter().take(surplus) {

@@ -177,7 +177,7 @@ fn ended(draft: &mut Draft, task: &Task) -> Result<(), Rejected> {
         TaskPhase::Cancelled => (EventLevel::Normal, "TaskCancelled"),
     };
     let act = format!("{} of {}: {}", task.spec.act.as_str(), task.spec.name, task.status.message);
-    draft.event(level, reason, &task, act);
+    draft.event(level, reason, task, act);
     let uid = task.metadata.uid;
     if let Some(order) = draft.state.orders.remove(&uid)
         && let Some(mut vm) = draft.state.vm(order.vm).cloned()

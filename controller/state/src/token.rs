@@ -75,7 +75,7 @@ pub(crate) fn join(
     draft.state.tokens.remove(&token_sha256.to_owned());
     draft.state.secrets.insert(uid, secret_sha256.to_owned());
     // A host that was removed by force and comes back may still hold places.
-    let reserved = recount(&draft.state, uid);
+    let reserved = recount(draft.state, uid);
     let status = HostStatus { since: now, reserved, ..HostStatus::default() };
     let host = Host { metadata, spec: HostSpec::default(), status };
     draft.event(EventLevel::Normal, "HostJoined", &host, "its agent has joined");

@@ -131,8 +131,8 @@ fn reserve(
         let message = format!("the fleet runs {fleet} migrations at once at most");
         return Err(Rejected::new(ErrorCode::NoCapacity, message));
     }
-    rules::check(&draft.state, vm, &host)?;
-    check_room(&draft.state, &host, &vm.spec)?;
+    rules::check(draft.state, vm, &host)?;
+    check_room(draft.state, &host, &vm.spec)?;
     migration.status.to = Some(to);
     migration.status.to_name = Some(host.metadata.name.clone());
     migration.status.incarnation = fresh_incarnation(draft, vm.metadata.uid);
@@ -222,7 +222,7 @@ fn announce(draft: &mut Draft, migration: &Migration, moved: &Vm) {
         MigrationPhase::Done => match status.outcome {
             Some(MigrationOutcome::Moved) => {
                 let ms = status.figures.unwrap_or_default().downtime_ms;
-                let old = left_behind(&draft.state, moved, &from);
+                let old = left_behind(draft.state, moved, &from);
                 (
                     EventLevel::Normal,
                     "MigrationDone",
@@ -246,7 +246,7 @@ fn announce(draft: &mut Draft, migration: &Migration, moved: &Vm) {
             (EventLevel::Warning, "MigrationAborted", format!("VM {vm} {place}: {why}"))
         }
     };
-    draft.event(level, reason, &migration, message);
+    draft.event(level, reason, migration, message);
 }
 
 /// Written once, of one that is over and had grounds.

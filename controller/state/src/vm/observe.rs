@@ -33,8 +33,8 @@ pub(crate) fn bind(
         let message = format!("the disks of VM {} are not on host {}", vm.metadata.name, host.metadata.name);
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
-    rules::check(&draft.state, &vm, &host)?;
-    check_room(&draft.state, &host, &vm.spec)?;
+    rules::check(draft.state, &vm, &host)?;
+    check_room(draft.state, &host, &vm.spec)?;
     enter(draft, &mut vm, VmEvent::Bind)?;
     vm.status.host = Some(host.metadata.uid);
     vm.status.host_name = Some(host.metadata.name.clone());
@@ -164,7 +164,7 @@ pub(crate) fn observe(
 }
 
 fn note(draft: &mut Draft, vm: &Vm, level: EventLevel, reason: &str, message: impl Into<String>) {
-    draft.event(level, reason, &vm, message);
+    draft.event(level, reason, vm, message);
 }
 
 fn set_power_spec(vm: &mut Vm, power: Power) {

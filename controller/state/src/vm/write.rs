@@ -19,7 +19,7 @@ pub(crate) fn create(
     labels: &Labels,
     spec: &VmSpec,
 ) -> Result<(), Rejected> {
-    check_spec(&draft.state, spec)?;
+    check_spec(draft.state, spec)?;
     meta::validate_labels(labels)?;
     let metadata = draft.card::<Vm, _>(uid, uid.0, name, labels)?;
     if own_uid {
@@ -86,7 +86,7 @@ pub(crate) fn update(
     let mut spec = spec.clone();
     keep_password(&mut spec, Some(&vm.spec))?;
     if spec != vm.spec {
-        check_spec(&draft.state, &spec)?;
+        check_spec(draft.state, &spec)?;
         refuse_rebuild(&vm, &spec)?;
     }
     let (power, before) = (spec.power, vm.spec.power);
