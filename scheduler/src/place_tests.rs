@@ -61,7 +61,8 @@ fn ask(snapshot: &mut Snapshot, text: &str) -> Request {
 fn policy(number: u64) -> Policy {
     let mut nodes = Policy::pack();
     nodes.weights.insert(crate::Term::WholeNodes, 5);
-    [Policy::spread(), Policy::pack(), Policy::power_saving(), nodes][number as usize % 4].clone()
+    let all = [Policy::spread(), Policy::pack(), Policy::power_saving(), nodes, Policy::pack_slots()];
+    all[number as usize % all.len()].clone()
 }
 
 fn seated(snapshot: &Snapshot) -> Vec<VmIdx> {

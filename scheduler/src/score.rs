@@ -25,12 +25,13 @@ pub struct TermScore {
     pub weight: u16,
 }
 
-const STANDING: [Term; 9] = [
+const STANDING: [Term; 10] = [
     Term::Spread,
     Term::Pack,
     Term::PowerSaving,
     Term::Load,
     Term::Slots,
+    Term::Snug,
     Term::WholeShapes,
     Term::WholeNodes,
     Term::RoomToGrow,
@@ -54,10 +55,9 @@ impl Weights {
     /// Does what free room is worth count at all?
     #[must_use]
     pub fn counts_worth(&self) -> bool {
-        STANDING
-            .iter()
-            .zip(self.standing)
-            .any(|(term, weight)| matches!(term, Term::Slots | Term::WholeShapes | Term::Pack) && weight > 0)
+        STANDING.iter().zip(self.standing).any(|(term, weight)| {
+            matches!(term, Term::Slots | Term::Snug | Term::WholeShapes | Term::Pack) && weight > 0
+        })
     }
 }
 
@@ -90,6 +90,7 @@ fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile
         Term::PowerSaving => TERM_MAX * u64::from(!snapshot.room(host).vms.is_empty()),
         Term::Load => idle(snapshot, host),
         Term::Slots => snapshot.worths().slots_kept(shape.amounts, snapshot.room(host).free),
+        Term::Snug => snug(snapshot, shape, host),
         Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
         Term::RoomToGrow if shape.grows => room_to_grow(snapshot, shape, host),
@@ -112,6 +113,12 @@ fn left_free(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
 }
 
 /// How little is left once the VM is there; what the largest VMs take most of counts most.
+fn snug(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
+    let left = snapshot.room(host).free.minus(shape.amounts);
+    snapshot.worths().snug(left, snapshot.host(host).total)
+}
+
+/// How little is left once the VM is there; what the fleet has least of counts most.
 fn tight(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
     let left = snapshot.room(host).free.minus(shape.amounts);
     snapshot.worths().tight(left, snapshot.host(host).total)

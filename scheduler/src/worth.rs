@@ -71,6 +71,8 @@ pub struct Worths {
     version: u64,
     /// 2^64 over what the VMs of the fleet ask for in all; 0 for what nobody asks for.
     per_mix: [u64; 4],
+    /// How scarce each amount is, in millionths that sum up to about one.
+    scarcity: [u64; 4],
     /// How much of a host the largest shape takes of each amount, in millionths that sum up to about one.
     draw: [u64; 4],
     /// The shapes in use.
@@ -92,10 +94,11 @@ impl Worths {
         self.placed >= LEARN_MIN && self.placed * LEARN_SHARE >= vms
     }
 
-    /// Learns from how many VMs of each shape there are, and what the largest host offers.
-    pub(crate) fn learn(&mut self, mix: &BTreeMap<Amounts, u64>, largest: Amounts) {
+    /// Learns from how many VMs of each shape there are, what the hosts offer in all, and the largest of them.
+    pub(crate) fn learn(&mut self, mix: &BTreeMap<Amounts, u64>, offered: Amounts, largest: Amounts) {
         let asked = mix.iter().fold(Amounts::default(), |sum, (shape, vms)| sum.plus(shape.times(*vms)));
         self.per_mix = asked.each().map(|(_, amount)| u64::MAX.checked_div(amount).unwrap_or(0));
+        self.scarcity = scarcity(asked, offered);
         let parts = |shape: Amounts| -> [u64; 4] {
             let pairs = shape.each().into_iter().zip(largest.each());
             let mut parts = [0; 4];
@@ -151,22 +154,42 @@ impl Worths {
         TERM_MAX - (lost.min(most) / (most / TERM_MAX).max(1)).min(TERM_MAX)
     }
 
-    /// 0 to [`TERM_MAX`]: how little is left, what the largest shape in use takes most of counting most.
+    /// 0 to [`TERM_MAX`]: how little is left, what is scarce counting most.
     #[must_use]
     pub fn tight(&self, left: Amounts, total: Amounts) -> u64 {
-        let parts = left.each().into_iter().zip(total.each()).zip(self.weights());
+        self.fullness(left, total, self.scarcity)
+    }
+
+    /// 0 to [`TERM_MAX`]: how little is left, what the largest shape in use takes most of counting most.
+    #[must_use]
+    pub fn snug(&self, left: Amounts, total: Amounts) -> u64 {
+        self.fullness(left, total, self.draw)
+    }
+
+    fn fullness(&self, left: Amounts, total: Amounts, learnt: [u64; 4]) -> u64 {
+        let weights = if self.version == 0 { [SHARE / 2, SHARE / 2, 0, 0] } else { learnt };
+        let parts = left.each().into_iter().zip(total.each()).zip(weights);
         let parts = parts.filter(|(_, weight)| *weight > 0);
         let loose =
             parts.map(|(((_, left), (_, total)), weight)| left * SHARE / total.max(1) * weight / SHARE);
         TERM_MAX - (loose.sum::<u64>() / (SHARE / TERM_MAX)).min(TERM_MAX)
-    }
-
-    fn weights(&self) -> [u64; 4] {
-        if self.version == 0 { [SHARE / 2, SHARE / 2, 0, 0] } else { self.draw }
     }
 }
 
 /// A multiplication stands for the division by the mix: this is asked for every host that changes.
 fn scaled(amount: u64, per_mix: u64) -> u64 {
     u64::try_from((u128::from(amount) * u128::from(per_mix)) >> 24).unwrap_or(u64::MAX)
+}
+
+/// The less is left of an amount, the dearer it is.
+fn scarcity(asked: Amounts, offered: Amounts) -> [u64; 4] {
+    let mut dear = [0; 4];
+    let pairs = asked.each().into_iter().zip(offered.each());
+    for (dear, ((_, asked), (_, offered))) in
+        dear.iter_mut().zip(pairs).filter(|(_, ((_, asked), _))| *asked > 0)
+    {
+        *dear = SHARE / (offered.saturating_sub(asked).saturating_mul(1_000) / offered.max(1)).max(1);
+    }
+    let sum: u64 = dear.iter().sum();
+    dear.map(|dear| dear * SHARE / sum.max(1))
 }

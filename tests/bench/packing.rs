@@ -45,10 +45,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
         tell("best-fit", &|hosts| {
             (greedy(&trace, hosts, (cpus, gib * 4), |left, host| left.0 * host.1 + left.1 * host.0), 0)
         });
-        for (who, moves) in [("dunlin pack", 0), ("dunlin pack, <= 3 % of VMs moved a day", MOVES_PERMILLE)] {
+        let ours: [(&str, fn() -> Policy, u32); 4] = [
+            ("dunlin pack", Policy::pack, 0),
+            ("dunlin pack, <= 3 % of VMs moved a day", Policy::pack, MOVES_PERMILLE),
+            ("dunlin pack-slots", Policy::pack_slots, 0),
+            ("dunlin pack-slots, <= 3 % of VMs moved a day", Policy::pack_slots, MOVES_PERMILLE),
+        ];
+        for (who, policy, moves) in ours {
             tell(who, &|hosts| {
                 let options = Options { moves_per_day_permille: moves, batches: false, ..Options::default() };
-                let report = replay(equal_hosts(hosts, cpus as u64, gib as u64), &trace, &options).0;
+                let report =
+                    replay(equal_hosts(policy(), hosts, cpus as u64, gib as u64), &trace, &options).0;
                 assert_eq!(report.violations, 0, "no rule is broken");
                 (report.rejected, report.moves)
             });
@@ -58,8 +65,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn equal_hosts(count: usize, cpus: u64, gib: u64) -> Snapshot {
-    let mut snapshot = Snapshot::empty(Policy::pack());
+fn equal_hosts(policy: Policy, count: usize, cpus: u64, gib: u64) -> Snapshot {
+    let mut snapshot = Snapshot::empty(policy);
     for number in 0..count {
         let name = format!("h{number}").parse().expect("a letter and a number are a name");
         snapshot.add_host(&HostEntry::new(host_uid(number), name, Amounts::new(cpus * 1_000, gib * 1_024)));

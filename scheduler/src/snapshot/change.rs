@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dunlin_model::{Labels, Name};
 
 use super::amounts::Amounts;
-use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, NODES_MAX, Room};
+use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, Room};
 use super::index::{
     ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx, VmIdx,
 };
@@ -280,7 +280,9 @@ impl Snapshot {
             for (profile, count) in &self.shapes {
                 *mix.entry(self.words.profiles.get(profile.0).amounts).or_default() += u64::from(*count);
             }
-            self.worths.learn(&mix, self.largest);
+            let up = self.hosts().filter(|(_, row)| row.state == HostState::Up);
+            let offered = up.fold(Amounts::default(), |sum, (_, row)| sum.plus(row.total));
+            self.worths.learn(&mix, offered, self.largest);
         }
     }
 
