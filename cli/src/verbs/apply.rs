@@ -2,16 +2,18 @@
 //!
 //! The merge is the leader's: what stands here is only what a file on this machine adds, the bytes of its images.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use dunlin_model::{ErrorCode, Invalid, Kind, Object};
+use dunlin_model::{ErrorCode, Invalid, Kind, Object, merge};
 use dunlin_proto::{Fault, v1};
 use serde_json::{Value, json};
 use similar::TextDiff;
 use tokio::time::Instant;
 
+use super::document::within;
 use super::files::{self, Document};
 use super::{Session, host, image};
 use crate::args::Format;
@@ -50,9 +52,9 @@ pub(crate) struct DeleteArgs {
 }
 
 pub(crate) async fn run(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
-    let mut applied = Vec::new();
+    let (mut applied, mut promised) = (Vec::new(), Promised::new());
     for document in files::read(&args.files).await? {
-        let (before, after) = one(session, &document, args, args.dry_run).await?;
+        let (before, after) = one(session, &document, args, args.dry_run, &mut promised).await?;
         let did = match before {
             None => "created",
             Some(before) if before.same_intent(&after) => "unchanged",
@@ -73,9 +75,9 @@ pub(crate) async fn run(session: &Session, args: &ApplyArgs) -> Result<(), Failu
 
 pub(crate) async fn diff(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
     let documents = files::read(&args.files).await?;
-    let (count, mut changed) = (documents.len(), 0);
+    let (count, mut changed, mut promised) = (documents.len(), 0, Promised::new());
     for document in documents {
-        let (before, after) = one(session, &document, args, true).await?;
+        let (before, after) = one(session, &document, args, true, &mut promised).await?;
         let old = before.as_ref().map(readable).unwrap_or_default();
         let new = readable(&after);
         if old == new {
@@ -109,12 +111,16 @@ fn readable(object: &Object) -> String {
     output::yaml_text(&json!({"kind": object.kind(), "metadata": metadata, "spec": intent["spec"]}))
 }
 
+/// Images that would be there by now, if this were no dry run.
+type Promised = BTreeSet<String>;
+
 /// Applies one document, or tries to. Returns the object as it was and as it is now.
 async fn one(
     session: &Session,
     document: &Document,
     args: &ApplyArgs,
     dry_run: bool,
+    promised: &mut Promised,
 ) -> Result<(Option<Object>, Object), Failure> {
     let before = match session.fleet.get(document.kind, &document.name).await {
         Ok(object) => Some(object),
@@ -136,11 +142,33 @@ async fn one(
     };
     let fleet = if document.kind == Kind::Image { session.fleet.patient() } else { session.fleet.clone() };
     let after = fleet.object(async |mut client| client.apply(request.clone()).await).await;
-    let after = after.map_err(|fault| {
-        let message = format!("{}: {}", document.origin, fault.message);
-        Fault { message, ..fault }
-    })?;
+    let lacks = |fault: &Fault| {
+        let named = promised.iter().any(|image| fault.message.contains(&format!("{image:?}")));
+        dry_run && named && fault.code == ErrorCode::NotFound
+    };
+    let after = match after {
+        Err(fault) if lacks(&fault) => laid_over(document, before.as_ref(), &value)?,
+        settled => settled.map_err(|fault| {
+            let message = format!("{}: {}", document.origin, fault.message);
+            Fault { message, ..fault }
+        })?,
+    };
+    if dry_run && before.is_none() && document.kind == Kind::Image {
+        promised.insert(document.name.clone());
+    }
     Ok((before, after))
+}
+
+/// What an object would be whose image is yet to be made: the fleet cannot say while that is not there.
+fn laid_over(document: &Document, before: Option<&Object>, value: &Value) -> Result<Object, Invalid> {
+    let mut whole = before.map_or_else(|| json!({}), Object::intent);
+    let said = json!({"metadata": {"labels": value.pointer("/metadata/labels")}, "spec": value.get("spec")});
+    merge::overlay(&mut whole, &said, &merge::Fields::new());
+    if whole["metadata"]["labels"].is_null() {
+        whole["metadata"] = json!({});
+    }
+    whole["metadata"]["name"] = document.name.as_str().into();
+    dunlin_proto::document::object(document.kind, &whole).map_err(|e| within(&document.origin, e))
 }
 
 /// The document of an image that names a file or URL: its bytes are sent, and it says their hash. One that says the hash

@@ -32,7 +32,8 @@ pub(super) struct Document {
 impl Document {
     /// As in `vm/web`.
     pub(super) fn title(&self) -> String {
-        format!("{}/{}", self.kind.to_string().to_lowercase(), self.name)
+        let noun = self.kind.to_string().to_lowercase();
+        if self.name.is_empty() { noun } else { format!("{noun}/{}", self.name) }
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
         write("notes.txt", "not read");
         let read = async || read(&[folder.path().to_owned()]).await;
         let titles: Vec<_> = read().await.unwrap().iter().map(Document::title).collect();
-        assert_eq!(titles, ["cluster/", "image/disk", "vm/web", "vm/db"]);
+        assert_eq!(titles, ["cluster", "image/disk", "vm/web", "vm/db"]);
         let refused =
             async || read().await.unwrap_err().to_string().replace(&folder.path().display().to_string(), "D");
         write("d.yaml", "kind: Vm\nmetadata: {name: web}\n");

@@ -297,7 +297,17 @@ fn a_broken_snapshot_is_refused() {
             assert!(snapshot::decode(&mut holed.as_slice()).is_err(), "without line {cut}");
         }
     }
-    let newer = String::from_utf8(bytes).unwrap().replacen("\"version\":1", "\"version\":2", 1);
-    let refused = snapshot::decode(&mut newer.as_bytes()).unwrap_err();
-    assert_eq!(refused.to_string(), "the snapshot has version 2; this program reads up to 1");
+    let as_version = |version: u32| {
+        let own = format!("\"version\":{}", snapshot::VERSION);
+        let text =
+            String::from_utf8(bytes.clone()).unwrap().replacen(&own, &format!("\"version\":{version}"), 1);
+        snapshot::decode(&mut text.as_bytes())
+    };
+    (1..=snapshot::VERSION).for_each(|known| drop(as_version(known).unwrap()));
+    let newer = snapshot::VERSION + 1;
+    let refused = as_version(newer).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        format!("the snapshot has version {newer}; this program reads up to {}", snapshot::VERSION)
+    );
 }
