@@ -208,9 +208,8 @@ fn load(
     let (samples, sizes) = (text(path, samples)?, text(sizes, &read(sizes)?)?);
     let trace = LoadTrace::read((&sizes_file, &sizes), (&file, &samples)).map_err(bad)?;
     let count = args.draw.map_or(trace.vms.len(), |count| count as usize);
-    let policy = Policy { cpu_overcommit_percent: simulate_load::OVERCOMMIT_PERCENT, ..Policy::spread() };
-    let hosts = hosts(args, fleet, policy)?;
-    simulate_load::run(hosts, &trace, (count, args.seed), &rules, format)
+    let hosts = hosts(args, fleet, Policy::spread())?;
+    simulate_load::run(&hosts, &trace, (count, args.seed), &rules, format)
 }
 
 /// One of those that have a name, or a file.

@@ -1,11 +1,12 @@
 //! `simulate` with a day of measured load: what a balancer would have done about it.
 
 use dunlin_model::Invalid;
+use dunlin_scheduler::Policy;
 use dunlin_scheduler::balance::Eagerness;
 use dunlin_scheduler::budget::Budgets;
 use dunlin_scheduler::replay::trace::LoadTrace;
 use dunlin_scheduler::replay::{Report, Rule, replay, seat::seat};
-use dunlin_scheduler::snapshot::Snapshot;
+use dunlin_scheduler::snapshot::{HostEntry, Snapshot};
 use serde_json::json;
 
 use crate::args::Format;
@@ -16,7 +17,7 @@ use crate::output::{self, table::columns};
 const RULES: &str = "off, level-1 to level-5, or deviation-PERCENT";
 
 /// vCPUs promised per CPU where VMs are seated, percent: so many that load is what hosts run out of, and not promises.
-pub(super) const OVERCOMMIT_PERCENT: u32 = 600;
+const OVERCOMMIT_PERCENT: u32 = 600;
 
 /// How the first line of a load trace begins.
 pub(super) const HEADER: &[u8] = b"vm,timestamp,";
@@ -38,12 +39,13 @@ pub(super) fn rule(name: &str) -> Result<Rule, Invalid> {
 
 /// Draws the VMs, seats them, and plays the day once for each rule.
 pub(super) fn run(
-    mut fleet: Snapshot,
+    hosts: &Snapshot,
     trace: &LoadTrace,
     (count, seed): (usize, u64),
     rules: &[(&str, Rule)],
     format: Format,
 ) -> Result<(), Failure> {
+    let mut fleet = promising(hosts);
     let (series, rejected) = seat(&mut fleet, trace, count, seed);
     let played =
         rules.iter().map(|(name, rule)| (*name, replay(&fleet, &series, *rule, &Budgets::default())));
@@ -60,6 +62,18 @@ pub(super) fn run(
         }
         Format::Table | Format::Wide => output::line(&side_by_side(series.len(), rejected, &reports)),
     }
+}
+
+/// The hosts of a fleet without its VMs, whose load nobody knows.
+fn promising(hosts: &Snapshot) -> Snapshot {
+    let mut fleet =
+        Snapshot::empty(Policy { cpu_overcommit_percent: OVERCOMMIT_PERCENT, ..Policy::spread() });
+    for (_, row) in hosts.hosts() {
+        let total = fleet.policy.promised(row.physical);
+        let entry = HostEntry::new(row.uid, row.name.clone(), total);
+        fleet.add_host(&HostEntry { physical: row.physical, ..entry });
+    }
+    fleet
 }
 
 fn side_by_side(vms: usize, rejected: u64, reports: &[(&str, Report)]) -> String {
