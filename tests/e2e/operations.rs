@@ -151,13 +151,13 @@ struct Load {
 }
 
 impl Load {
-    fn start(endpoints: String) -> Self {
+    fn start(endpoints: String, called: &str) -> Self {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&made));
+        let (stopped, count, called) = (Arc::clone(&stop), Arc::clone(&made), called.to_owned());
         let thread = std::thread::spawn(move || {
             let mut names = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let name = format!("load-{}", names.len());
+                let name = format!("{called}-{}", names.len());
                 run(&endpoints, &["vm", "create", &name, "--driver", "test", "--mem-mib", "64"])?.ok()?;
                 names.push(name);
                 count.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +187,7 @@ impl Load {
 #[test]
 fn controllers_come_and_go_under_load() -> anyhow::Result<()> {
     let mut all = Controllers::found(1)?;
-    let load = Load::start(all.endpoints());
+    let load = Load::start(all.endpoints(), "growing");
     load.more(BEFORE)?;
     for id in 2..=4 {
         all.join(id)?;
@@ -204,7 +204,7 @@ fn controllers_come_and_go_under_load() -> anyhow::Result<()> {
     )?;
 
     let names = load.end()?;
-    let load = Load::start(all.endpoints());
+    let load = Load::start(all.endpoints(), "moving");
     let told = all.ok(&["controller", "transfer", "3"])?;
     ensure!(told.contains("leads"), "{told}");
     eventually("controller 3 leads", LIMIT, || {

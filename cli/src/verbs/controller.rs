@@ -11,6 +11,9 @@ use crate::client::endpoint;
 use crate::failure::Failure;
 use crate::output;
 
+/// How often an addition is asked for again after the leadership has moved.
+const AGAIN_MAX: usize = 5;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ControllerVerb {
     /// List the controllers as the leader sees them
@@ -104,6 +107,15 @@ async fn add(
     let api_endpoint = endpoint(api)?;
     let request = v1::AddControllerRequest { id, api_endpoint, raft_endpoint: raft, replaces, force };
     let call = async |mut client: Client| client.add_controller(request.clone()).await;
+    for _ in 0..AGAIN_MAX {
+        match follow(session.fleet.operate(call).await?).await {
+            // The leadership moved in between: the next leader goes on where this one stopped.
+            Err(Failure::Fleet(fault)) if fault.code == ErrorCode::Unavailable => {
+                output::remark(&fault.message);
+            }
+            told => return told,
+        }
+    }
     follow(session.fleet.operate(call).await?).await
 }
 

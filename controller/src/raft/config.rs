@@ -92,7 +92,7 @@ pub struct Timers {
 
 impl Default for Timers {
     fn default() -> Self {
-        Self { heartbeat_ms: 50, election_min_ms: 150, election_max_ms: 220 }
+        Self { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 450 }
     }
 }
 
