@@ -12,6 +12,9 @@ use dunlin_scheduler::{Policy, Snapshot};
 use crate::cutting_stock::{Shape, bound};
 use crate::traces;
 
+/// A policy of ours: its name, how it is made, and how many VMs it may move a day.
+type Ours = (&'static str, fn() -> Policy, u32);
+
 /// Lifetimes are known to their bins and drawn from them by this.
 const SEED: u64 = 2017;
 /// Moments of the greatest volume for which the bound is computed.
@@ -45,7 +48,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         tell("best-fit", &|hosts| {
             (greedy(&trace, hosts, (cpus, gib * 4), |left, host| left.0 * host.1 + left.1 * host.0), 0)
         });
-        let ours: [(&str, fn() -> Policy, u32); 4] = [
+        let ours: [Ours; 4] = [
             ("dunlin pack", Policy::pack, 0),
             ("dunlin pack, <= 3 % of VMs moved a day", Policy::pack, MOVES_PERMILLE),
             ("dunlin pack-slots", Policy::pack_slots, 0),
