@@ -188,9 +188,9 @@ impl Peer {
     /// long must not hold up the entries themselves: the news then comes with a later message.
     async fn told_committed(&mut self, committed: Option<LogId>) -> Option<wire::LogId> {
         let committed = committed?;
-        let written = self.durable.wait_for(|end| end.is_none_or(|end| end > committed.index));
+        let written = self.durable.wait_for(|end| end.as_ref().map_or(true, |end| *end > committed.index));
         match timeout(COMMIT_PATIENCE, written).await {
-            Ok(Ok(end)) if end.is_some() => Some(log_id_to_wire(&committed)),
+            Ok(Ok(end)) if end.is_ok() => Some(log_id_to_wire(&committed)),
             _ => None,
         }
     }

@@ -45,8 +45,8 @@ pub(super) struct Shared {
     durable: watch::Sender<Durable>,
 }
 
-/// One past the last entry on disk; `None` once the log cannot be written any more.
-pub(super) type Durable = Option<u64>;
+/// One past the last entry on disk; or why the log cannot be written any more.
+pub(super) type Durable = Result<u64, Arc<str>>;
 
 struct State {
     vote: Option<Vote>,
@@ -70,7 +70,11 @@ impl Shared {
 
     /// Everything before `log_end` is on disk; or nothing more ever will be.
     pub(super) fn tell_durable(&self, log_end: Durable) {
-        self.durable.send_if_modified(|before| std::mem::replace(before, log_end) != log_end);
+        self.durable.send_if_modified(|before| {
+            let changed = *before != log_end;
+            *before = log_end;
+            changed
+        });
     }
 
     /// Everything up to `ticket` is on disk and may leave memory.
@@ -140,7 +144,7 @@ impl LogStore {
                 tail_bytes: 0,
                 next_ticket: 1,
             }),
-            durable: watch::Sender::new(Some(log_end)),
+            durable: watch::Sender::new(Ok(log_end)),
         });
         {
             let mut state = shared.state();

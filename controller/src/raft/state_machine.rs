@@ -202,14 +202,13 @@ impl<M: Machine> Applier<M> {
     /// Returns when everything up to `last` is on disk.
     async fn written(&mut self, last: Option<LogId>) -> Result<(), StorageError> {
         let (Some(durable), Some(last)) = (&mut self.durable, last) else { return Ok(()) };
-        let reached = durable.wait_for(|end| end.is_none_or(|end| end > last.index)).await;
-        match reached.map(|end| *end) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) | Err(_) => {
-                let cause = AnyError::error("the log cannot be written");
-                Err(StorageIOError::apply(last, cause).into())
-            }
-        }
+        let reached = durable.wait_for(|end| end.as_ref().map_or(true, |end| *end > last.index)).await;
+        let cause = match reached.map(|end| end.clone()) {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(cause)) => cause,
+            Err(_) => "the log is closed".into(),
+        };
+        Err(StorageIOError::apply(last, AnyError::error(cause)).into())
     }
 
     pub(super) fn views(&self) -> watch::Receiver<View<M>> {

@@ -119,7 +119,7 @@ impl Writer {
             };
             if let Err(error) = result {
                 // The core stops on the failed write, and the process with it; later writers see the channel closed.
-                self.shared.tell_durable(None);
+                self.shared.tell_durable(Err(error_chain(&error).into()));
                 tracing::error!(%error, "the log cannot be written");
                 return;
             }
@@ -152,7 +152,7 @@ impl Writer {
         }
         let told = result.as_ref().map_err(|error| error_chain(error)).copied();
         if told.is_ok() {
-            self.shared.tell_durable(Some(self.made.log_end));
+            self.shared.tell_durable(Ok(self.made.log_end));
         }
         if let (Ok(()), Some(ticket)) = (&told, written) {
             self.shared.written(ticket);
