@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "dunlin/v1/decisions.proto",
         "dunlin/v1/advice.proto",
         "dunlin/v1/fleet.proto",
+        "dunlin/v1/identity.proto",
         "dunlin/v1/session.proto",
         "dunlin/v1/raft.proto",
         "dunlin/v1/operator.proto",

@@ -11,7 +11,7 @@ use dunlin_model::{Invalid, Labels, Name, Secret};
 pub struct Config {
     /// Folder of everything it keeps: identity, journal, images, volumes, and the drivers' own state.
     pub data_dir: PathBuf,
-    /// Endpoints of controllers, `http://ADDRESS:PORT` or `ADDRESS:PORT`. The identity remembers more of them; at
+    /// Endpoints of controllers, `https://ADDRESS:PORT` or `ADDRESS:PORT`. The identity remembers more of them; at
     /// least one is needed to join.
     pub controllers: Vec<String>,
     /// One-time token, needed until the host has joined.

@@ -14,7 +14,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::host::Host;
-use crate::line::dial;
 use crate::serial_log::{Place, SerialLog};
 
 /// Tunnels open at the same time. Each holds a connection and two buffers.
@@ -52,7 +51,7 @@ impl Tunnels {
                 Err(_) => Err(format!("{TUNNELS_MAX} consoles of this host are open already")),
             };
             let vm = asked.vm_uid.clone();
-            if let Err(fault) = carry(&endpoint, asked.tunnel, far_end).await {
+            if let Err(fault) = carry(&host_again, &endpoint, asked.tunnel, far_end).await {
                 tracing::debug!(vm, %fault, "a console has ended");
             }
             drop(permit);
@@ -88,12 +87,17 @@ async fn open(host: &Host, asked: &v1::OpenTunnel) -> Result<FarEnd, String> {
 
 type Chunks = mpsc::Sender<v1::TunnelChunk>;
 
-async fn carry(endpoint: &str, tunnel: String, far_end: Result<FarEnd, String>) -> Result<(), Fault> {
+async fn carry(
+    host: &Host,
+    endpoint: &str,
+    tunnel: String,
+    far_end: Result<FarEnd, String>,
+) -> Result<(), Fault> {
     let (chunks, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let error = far_end.as_ref().err().cloned().unwrap_or_default();
     let first = v1::TunnelChunk { tunnel, error, ..Default::default() };
     let _ = chunks.send(first).await;
-    let mut gate = v1::agent_gate_client::AgentGateClient::new(dial(endpoint).await?);
+    let mut gate = v1::agent_gate_client::AgentGateClient::new(host.line.dial(endpoint).await?);
     let mut from_far = gate.tunnel(ReceiverStream::new(waiting)).await?.into_inner();
     let done = match far_end {
         Err(_) => Ok(()),

@@ -1,7 +1,7 @@
-//! Who this host is: its lock on the data folder, its uid and secret, and the cluster it belongs to.
+//! Who this host is: its lock on the data folder, its uid, and the cluster it belongs to. Its key and certificate are `keys`.
 //!
 //! ```text
-//! (nothing) --mint uid and secret, durably--> Minted --Join answered--> Enrolled
+//! (nothing) --mint uid and key, durably--> Minted --Join answered--> Enrolled --revoked, and a new token--> Enrolled
 //! ```
 //! What is minted is kept before the call, so a join whose answer was lost is repeated as the same join.
 
@@ -10,23 +10,22 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dunlin_model::{ClusterId, ErrorCode, HostId, Secret};
+use dunlin_model::{ClusterId, ErrorCode, HostId, Invalid, Role, Secret};
+use dunlin_pki::{Clock, JoinToken, KeyPair, Keyring, Ring, Trust};
 use dunlin_proto::{Fault, v1};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::config::Config;
 use crate::durable;
 use crate::journal::hex;
-use crate::line::{Line, dial};
+use crate::keys::{self, Keys, KeysError};
+use crate::line::Line;
 
 /// Layout of `identity.json`.
-const VERSION: u32 = 1;
-
-/// Bytes of the secret: 256 bits, beyond guessing.
-const SECRET_BYTES: usize = 32;
+const VERSION: u32 = 2;
 
 /// Why the host has no identity.
 #[derive(Debug, Error)]
@@ -95,6 +94,17 @@ pub enum IdentityError {
         /// The controllers' words.
         message: String,
     },
+    /// Its key or certificate cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The key or certificate of a host that has joined is gone.
+    #[error(
+        "{path} belongs to a host that has joined, but its identity.pem or ca.pem is missing: put them back, or give a new token"
+    )]
+    NoKeys {
+        /// The data folder.
+        path: PathBuf,
+    },
     /// No controller answered, or one failed otherwise.
     #[error("joining failed: {0}")]
     Join(#[source] Fault),
@@ -105,18 +115,21 @@ pub enum IdentityError {
 pub(crate) struct Identity {
     pub(crate) path: PathBuf,
     pub(crate) host: HostId,
-    pub(crate) secret: Secret,
+    pub(crate) keys: Arc<Keys>,
     pub(crate) cluster: ClusterId,
     pub(crate) controllers: Vec<String>,
+    used_token: String,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 struct OnDisk {
     version: u32,
     host: HostId,
-    secret: Secret,
     cluster: Option<ClusterId>,
     controllers: Vec<String>,
+    /// SHA-256 of the token it joined with, hex: a unit file goes on giving it at every start.
+    #[serde(default)]
+    used_token: String,
 }
 
 /// The lock on a data folder. Held by everything that may still write there, threads that outlive their task included.
@@ -152,30 +165,67 @@ impl DirLock {
     }
 }
 
-/// The host's identity; joins when it has none.
+/// The host's identity; joins when it has none, or when a token it has not used yet lets it in again.
 pub(crate) async fn enrol(config: &Config) -> Result<Identity, IdentityError> {
     let path = config.data_dir.join("identity.json");
     let known = match read(&path)? {
         Some(known) => known,
         None if config.token.is_none() => return Err(IdentityError::NoToken),
         None => {
-            let minted = mint().map_err(|source| IdentityError::Io { path: path.clone(), source })?;
+            let host = HostId(uuid::Uuid::new_v4());
+            let (cluster, controllers, used_token) = (None, Vec::new(), String::new());
+            let minted = OnDisk { version: VERSION, host, cluster, controllers, used_token };
             write(&path, &minted)?;
             minted
         }
     };
-    let known = match (known.cluster, &config.token) {
-        (Some(_), _) => known,
-        (None, None) => return Err(IdentityError::NoToken),
-        (None, Some(token)) => {
+    let keys = Keys::open(&config.data_dir)?;
+    let known = match (&known.cluster, &config.token, &keys) {
+        (Some(_), None, Some(_)) => known,
+        (Some(_), Some(token), Some(keys)) if keys.holds() => {
+            // One that was revoked does not know it yet; a new token is there to let it in again.
+            if known.used_token == digest(token) {
+                known
+            } else {
+                readmitted(config, token, known, &path).await?
+            }
+        }
+        (_, Some(token), _) => {
             let joined = join(config, token, known).await?;
             write(&path, &joined)?;
             joined
         }
+        (Some(_), None, None) => return Err(IdentityError::NoKeys { path: config.data_dir.clone() }),
+        (None, None, _) => return Err(IdentityError::NoToken),
     };
-    let OnDisk { host, secret, cluster, controllers, .. } = known;
+    let OnDisk { host, cluster, controllers, used_token, .. } = known;
     let cluster = cluster.ok_or(IdentityError::NoToken)?;
-    Ok(Identity { path, host, secret, cluster, controllers })
+    let keys = Keys::open(&config.data_dir)?;
+    let keys = keys.ok_or_else(|| IdentityError::NoKeys { path: config.data_dir.clone() })?;
+    Ok(Identity { path, host, keys, cluster, controllers, used_token })
+}
+
+/// Joins again under the same uid; where that is refused, the host is who it was.
+async fn readmitted(
+    config: &Config,
+    token: &Secret,
+    known: OnDisk,
+    path: &Path,
+) -> Result<OnDisk, IdentityError> {
+    match join(config, token, known.clone()).await {
+        Ok(joined) => {
+            write(path, &joined)?;
+            Ok(joined)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the token was not needed, or not taken; this host is who it was");
+            Ok(known)
+        }
+    }
+}
+
+fn digest(token: &Secret) -> String {
+    hex(&Sha256::digest(token.expose().trim().as_bytes()))
 }
 
 impl Identity {
@@ -198,19 +248,12 @@ impl Identity {
         let on_disk = OnDisk {
             version: VERSION,
             host: self.host,
-            secret: self.secret.clone(),
             cluster: Some(self.cluster),
             controllers: self.controllers.clone(),
+            used_token: self.used_token.clone(),
         };
         write(&self.path, &on_disk)
     }
-}
-
-fn mint() -> io::Result<OnDisk> {
-    let mut secret = [0; SECRET_BYTES];
-    getrandom::fill(&mut secret).map_err(io::Error::other)?;
-    let (host, secret) = (HostId(uuid::Uuid::new_v4()), Secret::new(hex(&secret)));
-    Ok(OnDisk { version: VERSION, host, secret, cluster: None, controllers: Vec::new() })
 }
 
 fn read(path: &Path) -> Result<Option<OnDisk>, IdentityError> {
@@ -236,23 +279,36 @@ fn write(path: &Path, identity: &OnDisk) -> Result<(), IdentityError> {
 }
 
 async fn join(config: &Config, token: &Secret, minted: OnDisk) -> Result<OnDisk, IdentityError> {
+    let refused = |message: String| IdentityError::Token { message };
+    let used_token = digest(token);
+    let token: JoinToken = token.expose().parse().map_err(|e: Invalid| refused(e.to_string()))?;
+    if token.role != Role::Host {
+        return Err(refused(format!("it is {token}, not for a host")));
+    }
+    let key = keys::joining(&config.data_dir)?;
     let request = v1::JoinRequest {
-        token: token.expose().to_owned(),
+        token: token.secret.expose().to_owned(),
+        role: v1::IdentityRole::Host.into(),
         name: config.name.to_string(),
         labels: config.labels.clone(),
         host_uid: minted.host.to_string(),
-        secret_sha256: hex(&Sha256::digest(minted.secret.expose().as_bytes())),
+        public_key: key.public().as_bytes().to_vec(),
     };
+    // Whom the token is for is known by its fingerprint alone: to nobody else is it shown.
+    let ring = Ring { shown: None, trust: Trust::Pinned(token.fingerprint), beside: Vec::new() };
+    let keyring = Keyring::new(ring, Clock::system()).map_err(KeysError::from)?;
+    let known = config.controllers.iter().chain(&minted.controllers).cloned();
+    let line = Line::new(known, keyring.dialer());
     let mut last = Fault::new(ErrorCode::Unavailable, "no controller was named");
-    for endpoint in Line::new(config.controllers.iter().cloned()).candidates() {
+    for endpoint in line.candidates() {
         let answer = async {
-            let mut gate = v1::agent_gate_client::AgentGateClient::new(dial(&endpoint).await?);
-            Ok::<_, Fault>(gate.join(request.clone()).await?.into_inner())
+            let mut door = v1::identities_client::IdentitiesClient::new(line.dial(&endpoint).await?);
+            Ok::<_, Fault>(door.join(request.clone()).await?.into_inner())
         };
         match answer.await {
-            Ok(answer) => return accept(minted, &answer).map_err(IdentityError::Join),
-            Err(fault) if fault.code == ErrorCode::Unauthenticated => {
-                return Err(IdentityError::Token { message: fault.message });
+            Ok(answer) => return accept(config, &key, OnDisk { used_token, ..minted }, answer),
+            Err(fault) if matches!(fault.code, ErrorCode::Unauthenticated | ErrorCode::Forbidden) => {
+                return Err(refused(fault.message));
             }
             Err(fault) if fault.code == ErrorCode::AlreadyExists => {
                 return Err(IdentityError::NameTaken {
@@ -269,10 +325,18 @@ async fn join(config: &Config, token: &Secret, minted: OnDisk) -> Result<OnDisk,
     Err(IdentityError::Join(last))
 }
 
-fn accept(minted: OnDisk, answer: &v1::JoinResponse) -> Result<OnDisk, Fault> {
-    if answer.host_uid != minted.host.to_string() {
-        return Err(Fault::new(ErrorCode::Internal, "the controllers answered for another host"));
+fn accept(
+    config: &Config,
+    key: &KeyPair,
+    minted: OnDisk,
+    answer: v1::Credentials,
+) -> Result<OnDisk, IdentityError> {
+    if answer.identity != dunlin_model::Identity::Host(minted.host).to_string() {
+        let fault = Fault::new(ErrorCode::Internal, "the controllers answered for somebody else");
+        return Err(IdentityError::Join(fault));
     }
-    let cluster = answer.cluster_uid.parse::<ClusterId>()?;
-    Ok(OnDisk { cluster: Some(cluster), controllers: answer.controllers.clone(), ..minted })
+    let cluster = answer.cluster_uid.parse::<ClusterId>().map_err(|e| IdentityError::Join(e.into()))?;
+    let shown = keys::shown(key, answer.certificate, answer.issued_ms, answer.expires_ms);
+    keys::keep(&config.data_dir, &shown, &answer.authorities)?;
+    Ok(OnDisk { cluster: Some(cluster), controllers: answer.controllers, ..minted })
 }

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::durable;
 use crate::image_cache::Cached;
 use crate::journal::hex;
-use crate::line::{Line, dial};
+use crate::line::Line;
 
 /// Images fetched at the same time. Two keep a 10 Gbit/s link busy; more only share it.
 const FETCHES_MAX: usize = 2;
@@ -141,7 +141,7 @@ impl Images {
     /// The hashes of every image the fleet has; none when no controller could be asked.
     pub(crate) async fn in_fleet(&self) -> Option<BTreeSet<String>> {
         for endpoint in self.line.candidates() {
-            match listed(&endpoint).await {
+            match listed(&self.line, &endpoint).await {
                 Ok(hashes) => return Some(hashes),
                 Err(fault) => {
                     tracing::debug!(%fault, "the images of the fleet are not known from this controller");
@@ -255,7 +255,7 @@ impl Images {
         let mut worst = None;
         for endpoint in self.line.candidates() {
             let head = async {
-                let mut stream = open(&endpoint, &spec.sha256, 0).await?;
+                let mut stream = open(&self.line, &endpoint, &spec.sha256, 0).await?;
                 let mut head = Vec::new();
                 while head.len() < HEAD_BYTES {
                     let Some(chunk) = stream.message().await? else { break };
@@ -289,7 +289,7 @@ impl Images {
             if here() == spec.size_bytes {
                 break;
             }
-            match take(&endpoint, name, spec, part, tell).await {
+            match take(&self.line, &endpoint, name, spec, part, tell).await {
                 Ok(()) => return Ok(()),
                 Err(Taken::Keep(source)) => return Err(keep(source)),
                 Err(Taken::Fault(fault)) => worst = Some(more_telling(worst, fault)),
@@ -316,8 +316,8 @@ fn touch(path: &Path) {
 }
 
 /// The images that one controller knows of, from its own copy.
-async fn listed(endpoint: &str) -> Result<BTreeSet<String>, Fault> {
-    let mut client = v1::fleet_client::FleetClient::new(dial(endpoint).await?);
+async fn listed(line: &Line, endpoint: &str) -> Result<BTreeSet<String>, Fault> {
+    let mut client = v1::fleet_client::FleetClient::new(line.dial(endpoint).await?);
     let mut hashes = BTreeSet::new();
     let mut request = v1::ListRequest {
         kind: v1::Kind::from(dunlin_model::Kind::Image).into(),
@@ -351,14 +351,20 @@ fn more_telling(worst: Option<Fault>, next: Fault) -> Fault {
     }
 }
 
-async fn open(endpoint: &str, sha256: &str, offset: u64) -> Result<tonic::Streaming<v1::BlobChunk>, Fault> {
-    let mut client = v1::fleet_client::FleetClient::new(dial(endpoint).await?);
+async fn open(
+    line: &Line,
+    endpoint: &str,
+    sha256: &str,
+    offset: u64,
+) -> Result<tonic::Streaming<v1::BlobChunk>, Fault> {
+    let mut client = v1::fleet_client::FleetClient::new(line.dial(endpoint).await?);
     let request = v1::DownloadBlobRequest { sha256: sha256.to_owned(), offset };
     Ok(client.download_blob(request).await?.into_inner())
 }
 
 /// Takes from one controller what is missing in `part`.
 async fn take(
+    line: &Line,
     endpoint: &str,
     name: &Name,
     spec: &ImageSpec,
@@ -366,7 +372,7 @@ async fn take(
     tell: Tell<'_>,
 ) -> Result<(), Taken> {
     let mut so_far = std::fs::metadata(part).map_or(0, |meta| meta.len());
-    let mut stream = open(endpoint, &spec.sha256, so_far).await?;
+    let mut stream = open(line, endpoint, &spec.sha256, so_far).await?;
     let mut file = tokio::fs::OpenOptions::new().append(true).create(true).open(part).await?;
     file.set_max_buf_size(WRITE_BUFFER_BYTES);
     let mut told = None;

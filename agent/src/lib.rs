@@ -18,6 +18,7 @@ mod identity;
 mod image_cache;
 mod images;
 mod journal;
+mod keys;
 mod line;
 mod network;
 mod sample;
@@ -40,6 +41,7 @@ use thiserror::Error;
 pub use config::{Config, Network, SimulatedHost};
 pub use identity::IdentityError;
 pub use journal::JournalError;
+pub use keys::KeysError;
 
 use host::Host;
 use line::Line;
@@ -148,7 +150,10 @@ async fn run_locked(
         () = &mut shutdown => return Ok(()),
     };
     tracing::info!(host = %enrolled.host, cluster = %enrolled.cluster, "this host");
-    let line = Arc::new(Line::new(enrolled.controllers.iter().chain(&config.controllers).cloned()));
+    let line = Arc::new(Line::new(
+        enrolled.controllers.iter().chain(&config.controllers).cloned(),
+        enrolled.keys.keyring.dialer(),
+    ));
     let host = Host::open(config, drivers, line, lock).await?;
     // However this ends, dropped in the middle too, every task ends with it.
     let _stop = host.stop.clone().drop_guard();

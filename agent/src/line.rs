@@ -6,6 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use dunlin_model::Invalid;
+use dunlin_pki::Dialer;
 use dunlin_proto::Fault;
 use tonic::transport::{Channel, Endpoint};
 
@@ -22,8 +24,9 @@ const KEEPALIVE_TIMEOUT_MS: u64 = 2000;
 const ENDPOINTS_MAX: usize = 16;
 
 /// The controllers as far as they are known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Line {
+    dialer: Dialer,
     known: Mutex<Known>,
 }
 
@@ -35,8 +38,8 @@ struct Known {
 
 impl Line {
     /// Starts with these endpoints, the first ones tried first.
-    pub(crate) fn new(controllers: impl IntoIterator<Item = String>) -> Self {
-        let line = Self::default();
+    pub(crate) fn new(controllers: impl IntoIterator<Item = String>, dialer: Dialer) -> Self {
+        let line = Self { dialer, known: Mutex::default() };
         line.learn(controllers);
         line
     }
@@ -75,16 +78,30 @@ impl Line {
 }
 
 fn with_scheme(endpoint: &str) -> String {
-    if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
+    if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") }
 }
 
-/// Connects to `endpoint`.
-pub(crate) async fn dial(endpoint: &str) -> Result<Channel, Fault> {
-    let endpoint = Endpoint::from_shared(with_scheme(endpoint))?
-        .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
-        .http2_keep_alive_interval(Duration::from_millis(KEEPALIVE_INTERVAL_MS))
-        .keep_alive_timeout(Duration::from_millis(KEEPALIVE_TIMEOUT_MS))
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
-    Ok(endpoint.connect().await?)
+/// Refuses an endpoint that nobody proves anything on.
+fn secure(endpoint: &str) -> Result<Endpoint, Fault> {
+    if endpoint.starts_with("http://") {
+        return Err(Invalid::new(
+            "controller",
+            format!("{endpoint:?} is not encrypted"),
+            "https://host:port",
+        )
+        .into());
+    }
+    Ok(Endpoint::from_shared(with_scheme(endpoint))?)
+}
+
+impl Line {
+    /// Connects to `endpoint`.
+    pub(crate) async fn dial(&self, endpoint: &str) -> Result<Channel, Fault> {
+        let endpoint = secure(endpoint)?
+            .connect_timeout(Duration::from_millis(CONNECT_TIMEOUT_MS))
+            .http2_keep_alive_interval(Duration::from_millis(KEEPALIVE_INTERVAL_MS))
+            .keep_alive_timeout(Duration::from_millis(KEEPALIVE_TIMEOUT_MS))
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect_with_connector(self.dialer.clone()).await?)
+    }
 }

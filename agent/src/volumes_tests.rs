@@ -29,7 +29,8 @@ impl House {
         let dir = TempDir::new().unwrap();
         let lock = DirLock::take(dir.path()).unwrap();
         let volumes = Volumes::open(dir.path().join("volumes"), lock).unwrap();
-        let images = Images::open(dir.path().join("images"), Arc::new(Line::default())).unwrap();
+        let images =
+            Images::open(dir.path().join("images"), Arc::new(Line::new([], crate::tests::dialer()))).unwrap();
         let spec = VmSpec::new(64);
         Self {
             dir,

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::verbs::apply::{ApplyArgs, DeleteArgs};
+use crate::verbs::authority::CaVerb;
 use crate::verbs::backup::{BackupArgs, RestoreArgs};
 use crate::verbs::balance::BalanceVerb;
 use crate::verbs::cluster::{CapacityArgs, ClusterSetArgs};
 use crate::verbs::controller::ControllerVerb;
+use crate::verbs::enrol::{AdminVerb, JoinArgs};
 use crate::verbs::explain::ExplainArgs;
 use crate::verbs::get::GetArgs;
 use crate::verbs::host_set::HostSetArgs;
@@ -19,7 +21,7 @@ use crate::verbs::vm_flags::VmFlags;
 #[derive(Debug, Parser)]
 #[command(name = "dunlin", version, about, max_term_width = 110)]
 pub(crate) struct Cli {
-    /// Controllers to talk to, first one that answers: http://host:port[,http://host:port...] [env: DUNLIN_ENDPOINT]
+    /// Controllers to talk to, first one that answers: https://host:port[,https://host:port...], or unix:SOCKET [env: DUNLIN_ENDPOINT]
     #[arg(long, short = 'e', global = true, value_delimiter = ',')]
     pub(crate) endpoint: Vec<String>,
     /// Context of the context file to use instead of its current one
@@ -58,7 +60,13 @@ pub(crate) enum Noun {
     /// Machines that run guests
     #[command(subcommand)]
     Host(HostVerb),
-    /// One-time tokens with which agents join
+    /// Becoming an admin
+    #[command(subcommand)]
+    Admin(AdminVerb),
+    /// The cluster's certificate authority
+    #[command(subcommand)]
+    Ca(CaVerb),
+    /// One-time tokens with which hosts, controllers and admins join
     #[command(subcommand)]
     Token(TokenVerb),
     /// Disks, kernels and initrds to start guests from
@@ -134,6 +142,12 @@ pub(crate) struct DaemonArgs {
     /// Form no cluster: wait until `controller add` takes this one into another; give --member for this one alone
     #[arg(long)]
     pub(crate) join: bool,
+    /// One-time token of a controller that joins a cluster that is there; needed for its first start only
+    #[arg(long, env = "DUNLIN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Controllers of the cluster to join, for who comes with a token
+    #[arg(long = "controller", value_name = "URL")]
+    pub(crate) controllers: Vec<String>,
     /// Name of the cluster: what it is founded as, and later that of no other [default when founded: dunlin]
     #[arg(long)]
     pub(crate) cluster: Option<dunlin_model::Name>,
@@ -269,6 +283,8 @@ pub(crate) enum HostVerb {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Refuse its certificates from now on and cut its session; it comes back only with a new token
+    Revoke { name: String },
     /// Remove a host from the fleet
     Remove {
         name: String,
@@ -283,8 +299,11 @@ pub(crate) enum TokenVerb {
     /// Mint a token; it is shown once
     Create {
         /// Seconds until it expires
-        #[arg(long, default_value_t = 3600, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 604800"))]
+        #[arg(long, visible_alias = "ttl", default_value_t = 3600, allow_negative_numbers = true, value_parser = whole::<u64>("1 to 604800"))]
         ttl_s: u64,
+        /// What its bearer becomes: host, controller or admin
+        #[arg(long, default_value = "host")]
+        role: dunlin_model::Role,
     },
 }
 
@@ -493,6 +512,12 @@ pub(crate) enum ContextVerb {
     },
     /// Use a context from now on
     Use { name: String },
+    /// Show the current context, and whom one is there
+    Show,
+    /// Become an admin with a token, and make a context of it
+    Join(JoinArgs),
+    /// Get another certificate now
+    Renew,
 }
 
 /// `KEY=VALUE`.

@@ -1,13 +1,16 @@
 //! Talks to the fleet API: any controller that answers, with the same idempotency key on every try.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::{ErrorCode, Invalid, Kind, Object, Revision};
+use dunlin_pki::{Keyring, UnixDialer};
 use dunlin_proto::{Fault, v1};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use v1::advisor_client::AdvisorClient;
 use v1::fleet_client::FleetClient;
+use v1::identities_client::IdentitiesClient;
 use v1::operator_client::OperatorClient;
 
 use crate::output;
@@ -35,6 +38,9 @@ const LIST_TRIES_MAX: usize = 3;
 /// How tonic begins to tell of a server that speaks HTTP/2, but not gRPC.
 const NO_GRPC: &str = "grpc-status header missing";
 
+/// How an endpoint begins that is a socket of this machine.
+const SOCKET: &str = "unix:";
+
 /// A fleet API client over several controllers.
 #[derive(Clone, Debug)]
 pub(crate) struct Fleet {
@@ -45,13 +51,20 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Dials lazily: nothing is connected before the first request.
-    pub(crate) fn new(endpoints: &[String]) -> Result<Self, Fault> {
+    pub(crate) fn new(endpoints: &[String], keyring: Option<Arc<Keyring>>) -> Result<Self, Fault> {
         let endpoints: Vec<String> =
             endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
         let dial = |endpoint: &String| {
+            if let Some(path) = endpoint.strip_prefix(SOCKET) {
+                let near = Endpoint::from_static("http://local.invalid");
+                return Ok(near
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .connect_with_connector_lazy(UnixDialer::new(path)));
+            }
+            let keyring = keyring.as_ref().ok_or_else(nobody)?;
             let wrong = |e| Fault::new(ErrorCode::InvalidArgument, format!("endpoint {endpoint:?}: {e}"));
             let channel = Endpoint::from_shared(endpoint.clone()).map_err(|e| wrong(e.to_string()))?;
-            Ok(channel.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy())
+            Ok(channel.connect_timeout(CONNECT_TIMEOUT).connect_with_connector_lazy(keyring.dialer()))
         };
         let channels = endpoints.iter().map(dial).collect::<Result<_, Fault>>()?;
         Ok(Self { endpoints, channels, try_timeout: TRY_TIMEOUT })
@@ -78,6 +91,14 @@ impl Fleet {
     {
         let client = |channel| AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.each(async |channel| call(client(channel)).await).await
+    }
+
+    /// The same for who one is.
+    pub(crate) async fn identities<T, F>(&self, call: F) -> Result<T, Fault>
+    where
+        F: AsyncFn(IdentitiesClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    {
+        self.each(async |channel| call(IdentitiesClient::new(channel)).await).await
     }
 
     /// The same for the keeping of the cluster itself.
@@ -276,13 +297,16 @@ fn fault_of(status: &tonic::Status) -> Fault {
     fault
 }
 
-/// `http://host:port`, as it is used; the scheme may be left out.
+/// `https://host:port`, as it is used, where the scheme may be left out; or `unix:` and the path of a local socket.
 pub(crate) fn endpoint(text: &str) -> Result<String, Invalid> {
-    let refuse = |problem: String| Invalid::new("endpoint", problem, "http://host:port");
-    if text.starts_with("https://") {
-        return Err(refuse(format!("{text:?} asks for TLS, which controllers do not speak yet")));
+    let refuse = |problem: String| Invalid::new("endpoint", problem, "https://host:port or unix:SOCKET");
+    if text.strip_prefix(SOCKET).is_some_and(|path| !path.is_empty()) {
+        return Ok(text.to_owned());
     }
-    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    if text.starts_with("http://") {
+        return Err(refuse(format!("{text:?} is not encrypted, and controllers speak only TLS")));
+    }
+    let address = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
     let strange = |c: char| c.is_whitespace() || c.is_control() || "/@?#\\\"<>".contains(c) || !c.is_ascii();
     match address.rsplit_once(':') {
         Some((host, port))
@@ -290,10 +314,17 @@ pub(crate) fn endpoint(text: &str) -> Result<String, Invalid> {
                 && !host.contains(strange)
                 && port.parse::<u16>().is_ok_and(|port| port > 0) =>
         {
-            Ok(format!("http://{address}"))
+            Ok(format!("https://{address}"))
         }
         _ => Err(refuse(format!("{text:?} is none"))),
     }
+}
+
+/// Nobody is refused by the controllers; without an authority to believe, they are not even asked.
+fn nobody() -> Fault {
+    let message = "you are nobody to these controllers: make a context with `dunlin context join NAME URL... --token TOKEN`, \
+                   or on the machine of a controller with `dunlin admin enroll --data-dir DIR`";
+    Fault::new(ErrorCode::Unauthenticated, message)
 }
 
 /// A fresh idempotency key: one for each thing the user asked for, whatever number of tries it takes.
@@ -310,13 +341,16 @@ mod tests {
     fn endpoints() {
         let check =
             |text: &str, expect: &str| assert_eq!(endpoint(text).ok().as_deref(), Some(expect), "{text}");
-        check("http://10.0.0.1:7400", "http://10.0.0.1:7400");
-        check("10.0.0.1:7400", "http://10.0.0.1:7400");
-        check("http://[::1]:7400/", "http://[::1]:7400");
+        check("https://10.0.0.1:7400", "https://10.0.0.1:7400");
+        check("10.0.0.1:7400", "https://10.0.0.1:7400");
+        check("https://[::1]:7400/", "https://[::1]:7400");
+        check("unix:/a/b.sock", "unix:/a/b.sock");
         for text in [
             "",
             " ",
-            "http://",
+            "https://",
+            "unix:",
+            "http://10.0.0.1:7400",
             "host",
             "host:",
             ":7400",
@@ -324,16 +358,15 @@ mod tests {
             "host:65536",
             "host:-1",
             "ftp://host:7400",
-            "https://host:7400",
-            "http://host:7400/path",
-            "http://user@host:7400",
-            "http://h\u{f6}st:7400",
+            "https://host:7400/path",
+            "https://user@host:7400",
+            "https://h\u{f6}st:7400",
             "a b:7400",
         ] {
             let refused = endpoint(text).unwrap_err();
             assert_eq!(
                 (refused.field.as_str(), refused.allowed.as_str()),
-                ("endpoint", "http://host:port"),
+                ("endpoint", "https://host:port or unix:SOCKET"),
                 "{text}"
             );
         }

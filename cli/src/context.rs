@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use dunlin_model::Invalid;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -34,9 +35,19 @@ pub(crate) enum ContextError {
     #[error("there is no context {name:?}; there are: {known}")]
     Unknown { name: String, known: String },
     #[error(
-        "no controller to talk to: give --endpoint, set DUNLIN_ENDPOINT, or run `dunlin context set NAME URL...`"
+        "no controller to talk to: give --endpoint, set DUNLIN_ENDPOINT, or make a context with `dunlin admin enroll` or `dunlin context join`"
     )]
     Nowhere,
+}
+
+/// Names of contexts are names of files too.
+pub(crate) fn check_name(name: &str) -> Result<(), Invalid> {
+    let strange = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+    if name.is_empty() || name.starts_with('.') || name.chars().any(strange) {
+        let problem = format!("{name:?} is no name for a context");
+        return Err(Invalid::new("NAME", problem, "text without spaces and slashes"));
+    }
+    Ok(())
 }
 
 impl Contexts {
@@ -97,14 +108,14 @@ mod tests {
         let path = folder.path().join("a/contexts.yaml");
         let mut contexts = Contexts::read(&path).unwrap();
         assert!(matches!(contexts.endpoints(None), Err(ContextError::Nowhere)));
-        contexts.set("lab", vec!["http://10.0.0.1:7400".into()]);
-        contexts.set("home", vec!["http://127.0.0.1:7400".into()]);
+        contexts.set("lab", vec!["https://10.0.0.1:7400".into()]);
+        contexts.set("home", vec!["https://127.0.0.1:7400".into()]);
         contexts.write(&path).unwrap();
         let mut read = Contexts::read(&path).unwrap();
         assert_eq!(read, contexts);
-        assert_eq!(read.endpoints(None).unwrap(), ["http://127.0.0.1:7400"]);
+        assert_eq!(read.endpoints(None).unwrap(), ["https://127.0.0.1:7400"]);
         read.select("lab").unwrap();
-        assert_eq!(read.endpoints(None).unwrap(), ["http://10.0.0.1:7400"]);
+        assert_eq!(read.endpoints(None).unwrap(), ["https://10.0.0.1:7400"]);
         let error = read.select("labb").unwrap_err().to_string();
         assert_eq!(error, "there is no context \"labb\"; there are: home, lab");
         std::fs::write(&path, "contexts: 3").unwrap();

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use dunlin_agent::{Network, SimulatedHost};
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::{ControllerId, Invalid, Name, Secret};
+use dunlin_pki::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -53,6 +54,8 @@ impl FromStr for MemberArg {
 /// Runs a controller until it is told to stop.
 pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Failure> {
     begin(args.log_json, args.own_session, logs)?;
+    // The log holds the key of the cluster's authority: nothing a controller writes is anybody else's to read.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
         let problem = format!("controller {} itself is not among them", args.id);
         Invalid::new("--member", problem, format!("one for every controller, as in --member {}=...", args.id))
@@ -71,18 +74,26 @@ pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Fai
         id: me.id,
         data_dir: args.data_dir,
         api_listen: args.listen,
-        api_endpoint: format!("http://{}", me.api),
+        api_endpoint: format!("https://{}", me.api),
         raft_listen: args.raft_listen,
         raft_endpoint: me.raft,
         peers: others
             .map(|member| dunlin_controller::Peer {
                 id: member.id,
-                api_endpoint: format!("http://{}", member.api),
+                api_endpoint: format!("https://{}", member.api),
                 raft_endpoint: member.raft.clone(),
             })
             .collect(),
         cluster_name: args.cluster,
-        init: if args.join { Vec::new() } else { args.members.iter().map(|member| member.id).collect() },
+        // Who comes with a token joins a cluster that is there.
+        init: if args.join || args.token.is_some() {
+            Vec::new()
+        } else {
+            args.members.iter().map(|member| member.id).collect()
+        },
+        token: args.token.map(Secret::new),
+        join_at: args.controllers.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?,
+        clock: Clock::system(),
         timers: dunlin_controller::raft::Timers::default(),
         snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
     };

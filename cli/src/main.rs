@@ -6,6 +6,7 @@ mod context;
 mod daemon;
 mod errors;
 mod failure;
+mod identity;
 mod local;
 mod output;
 mod verbs;

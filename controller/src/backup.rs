@@ -3,18 +3,24 @@
 //! Owns the file's head and what a restored state may still claim. A backup is of the past: hosts may run guests that it
 //! does not know, and know of guests that have moved since. So a restored state starts nothing by itself; see
 //! `State::restored`.
+//!
+//! A backup holds the key of the cluster's authority, or the agents could not be spoken to after it: it is as secret as a
+//! controller's data directory.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use dunlin_model::{ClusterId, ControllerId, Kind, Timestamp};
+use dunlin_pki::{CertificateDer, FileError, PkiError, Shown, write_roots, write_shown};
 use dunlin_state::{State, snapshot};
 use serde::{Deserialize, Serialize};
 
+use crate::config::host_of;
 use crate::fleet::View;
 use crate::raft::{self, Member, StoreError};
 use crate::sealed::{self, BUFFER_BYTES, Format};
+use crate::trust::{self, Bundle};
 use crate::{clock, mint};
 
 const BACKUP: Format = Format { magic: b"DUNLBKUP", version: 1, noun: "Dunlin backup" };
@@ -51,6 +57,12 @@ pub enum BackupError {
         /// What is wrong with it.
         what: String,
     },
+    /// Its first controller could not be given an identity.
+    #[error("make the identity of the restored controller")]
+    Pki(#[from] PkiError),
+    /// The files of that could not be written.
+    #[error("write the identity of the restored controller")]
+    File(#[from] FileError),
     /// The data directory could not be filled.
     #[error("fill the data directory")]
     Store(#[source] StoreError),
@@ -99,7 +111,7 @@ pub struct Target {
     pub id: ControllerId,
     /// Its data directory: none yet, or empty.
     pub data_dir: PathBuf,
-    /// Where it will be reached: `http://host:port`.
+    /// Where it will be reached: `https://host:port`.
     pub api_endpoint: String,
     /// Where the other controllers will reach it: `host:port`.
     pub raft_endpoint: String,
@@ -111,14 +123,49 @@ pub struct Target {
 pub fn restore(path: &Path, target: &Target) -> Result<(Head, ClusterId), BackupError> {
     let (head, state) = read(path)?;
     let cluster = if target.new_identity { ClusterId(mint::uuid()) } else { head.cluster };
-    let state = state.restored(target.new_identity.then_some(cluster));
+    let mut state = state.restored(target.new_identity.then_some(cluster));
+    let identity = identity(&mut state, target)?;
     // Nothing listens: the addresses in the store are those that others are told.
     let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let config = raft::Config::new(target.id, target.data_dir.join("raft"), nowhere);
     let member = Member { raft: target.raft_endpoint.clone(), api: target.api_endpoint.clone() };
     let (index, time) = (state.index(), state.time());
     raft::restore(&config, cluster, member, &state, index, time).map_err(BackupError::Store)?;
+    identity.write(target)?;
     Ok((head, cluster))
+}
+
+/// The identity of the restored cluster's first controller: of a new authority, or signed by the one that came back, whom its
+/// agents believe.
+fn identity(state: &mut State, target: &Target) -> Result<Restored, BackupError> {
+    if target.new_identity || state.trust().signer().is_none() {
+        state.believe_nobody();
+        let host = host_of(&target.api_endpoint).unwrap_or_default().to_owned();
+        let mut bundles = trust::bundle(clock::now(), &[(target.id, host)].into())?;
+        let bundle = bundles.remove(&target.id).expect("a bundle was asked for this one");
+        return Ok(Restored::Founder(Box::new(bundle)));
+    }
+    let (shown, authorities) = trust::certify_restored(state, target.id, &target.api_endpoint, clock::now())?;
+    Ok(Restored::Certified(shown, authorities))
+}
+
+enum Restored {
+    Founder(Box<Bundle>),
+    Certified(Shown, Vec<CertificateDer<'static>>),
+}
+
+impl Restored {
+    fn write(&self, target: &Target) -> Result<(), BackupError> {
+        let folder = target.data_dir.join(trust::FOLDER);
+        match self {
+            Self::Founder(bundle) => bundle.write(&folder)?,
+            Self::Certified(shown, authorities) => {
+                write_roots(&folder.join(trust::AUTHORITIES), authorities)?;
+                write_shown(&folder.join(trust::IDENTITY), shown)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Hands on what is written in pieces of one size.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dunlin_model::cluster::Controller;
-use dunlin_model::{ControllerId, Invalid, Name};
+use dunlin_model::{ControllerId, Invalid, Name, Secret};
+use dunlin_pki::Clock;
 
 use crate::raft::{Member, SnapshotPolicy, Timers};
 
@@ -20,7 +21,7 @@ pub(crate) const CLUSTER_NAME: &str = "dunlin";
 pub struct Peer {
     /// Its number.
     pub id: ControllerId,
-    /// Where clients and agents reach it: `http://host:port`.
+    /// Where clients and agents reach it: `https://host:port`.
     pub api_endpoint: String,
     /// Where its raft transport listens: `host:port`.
     pub raft_endpoint: String,
@@ -35,7 +36,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where it listens for clients and agents.
     pub api_listen: SocketAddr,
-    /// Where clients, agents and the other controllers reach that: `http://host:port`.
+    /// Where clients, agents and the other controllers reach that: `https://host:port`.
     pub api_endpoint: String,
     /// Where it listens for the raft transport of the other controllers.
     pub raft_listen: SocketAddr,
@@ -48,6 +49,12 @@ pub struct Config {
     /// Form a new cluster of these controllers (this one and peers), unless this one already belongs to one. The same
     /// list may be given to every one of them at every start. Empty: wait to be contacted.
     pub init: Vec<ControllerId>,
+    /// One-time token, for a controller that joins a cluster that is there; needed until it has an identity.
+    pub token: Option<Secret>,
+    /// Where to show it: controllers of that cluster, `https://host:port`.
+    pub join_at: Vec<String>,
+    /// Whose time certificates are judged by.
+    pub clock: Clock,
     /// Heartbeat and election.
     pub timers: Timers,
     /// When the log is compacted.
@@ -62,12 +69,15 @@ impl Config {
             id: ControllerId(1),
             data_dir,
             api_listen,
-            api_endpoint: format!("http://{api_listen}"),
+            api_endpoint: format!("https://{api_listen}"),
             raft_listen,
             raft_endpoint: raft_listen.to_string(),
             peers: Vec::new(),
             cluster_name: Some(name),
             init: vec![ControllerId(1)],
+            token: None,
+            join_at: Vec::new(),
+            clock: Clock::system(),
             timers: Timers::default(),
             snapshots: SnapshotPolicy::default(),
         }
@@ -100,6 +110,11 @@ impl Config {
         Ok(())
     }
 
+    /// The name or address at which this controller is reached.
+    pub(crate) fn api_host(&self) -> &str {
+        host_of(&self.api_endpoint).unwrap_or_default()
+    }
+
     /// The members a new cluster is formed of; empty when this controller is not to form one.
     pub(crate) fn founders(&self) -> BTreeMap<ControllerId, Member> {
         let this = Member { raft: self.raft_endpoint.clone(), api: self.api_endpoint.clone() };
@@ -122,11 +137,16 @@ impl Config {
 }
 
 pub(crate) fn validate_endpoint(field: &str, endpoint: &str) -> Result<(), Invalid> {
-    let authority = endpoint.strip_prefix("http://").and_then(|rest| rest.rsplit_once(':'));
-    match authority {
+    match endpoint.strip_prefix("https://").and_then(|rest| rest.rsplit_once(':')) {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(()),
-        _ => Err(Invalid::new(field, format!("{endpoint:?} is no endpoint"), "http://host:port")),
+        _ => Err(Invalid::new(field, format!("{endpoint:?} is no endpoint"), "https://host:port")),
     }
+}
+
+/// The name or address within an endpoint, without brackets.
+pub(crate) fn host_of(endpoint: &str) -> Option<&str> {
+    let (host, _) = endpoint.strip_prefix("https://")?.rsplit_once(':')?;
+    Some(host.trim_start_matches('[').trim_end_matches(']'))
 }
 
 #[cfg(test)]
@@ -150,11 +170,11 @@ mod tests {
         };
         let with = |peers: Vec<Peer>| Config { peers, ..good.clone() };
         let init = |init: &[u64]| init.iter().map(|id| ControllerId(*id)).collect();
-        check(with(vec![peer(1, "http://127.0.0.2:7000")]), "peers[0].id");
+        check(with(vec![peer(1, "https://127.0.0.2:7000")]), "peers[0].id");
         check(with(vec![peer(2, "127.0.0.2:7000")]), "peers[0].api_endpoint");
-        check(with((2..8).map(|id| peer(id, "http://h:1")).collect()), "peers");
-        check(Config { api_endpoint: "http://:7000".into(), ..good.clone() }, "api_endpoint");
+        check(with((2..8).map(|id| peer(id, "https://h:1")).collect()), "peers");
+        check(Config { api_endpoint: "https://:7000".into(), ..good.clone() }, "api_endpoint");
         check(Config { init: init(&[1, 2]), ..good.clone() }, "init");
-        check(Config { init: init(&[2]), ..with(vec![peer(2, "http://h:1")]) }, "init");
+        check(Config { init: init(&[2]), ..with(vec![peer(2, "https://h:1")]) }, "init");
     }
 }

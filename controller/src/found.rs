@@ -1,29 +1,33 @@
-//! How a controller comes up, and the first things a leader commits: the cluster itself, and where its controllers are.
+//! How a controller comes up, and the first things a leader commits: the cluster itself, its authority, and where its
+//! controllers are.
 
 use std::time::Duration;
 
 use dunlin_model::cluster::Controller;
-use dunlin_state::{Command, Rejected, State};
+use dunlin_state::{Command, Rejected, State, TrustChange};
 
 use crate::config::CLUSTER_NAME;
 use crate::fleet::{Replica, controllers};
 use crate::node::Node;
-use crate::raft::{MembershipError, OpenError, ProposeError};
+use crate::raft::{MembershipError, OpenError, ProposeError, Wire};
 use crate::{Config, raft};
 
 /// How long to wait before trying again what could not be committed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Opens this controller's copy of the fleet, and forms the cluster when it is told to.
-pub(crate) async fn open(config: &Config) -> Result<Replica, Opening> {
+/// `founds`: it was given the authority that a new cluster begins with; one that joined by a token never forms another.
+pub(crate) async fn open(config: &Config, wire: Wire, founds: bool) -> Result<Replica, Opening> {
     let raft_config = raft::Config {
+        wire: Some(wire),
         timers: config.timers,
         snapshots: config.snapshots,
         ..raft::Config::new(config.id, config.data_dir.join("raft"), config.raft_listen)
     };
     let replica = Replica::open(raft_config, State::new()).await.map_err(Opening::Open)?;
     let founders = config.founders();
-    if !founders.is_empty()
+    if founds
+        && !founders.is_empty()
         && let Err(error) = replica.init(&founders).await
     {
         replica.shutdown().await;
@@ -47,7 +51,11 @@ pub(crate) async fn found(node: &Node, term: u64) {
         tokio::time::sleep(RETRY_PAUSE).await;
     }
     while let Some(command) = next_step(node) {
-        let name = if matches!(command, Command::FoundCluster { .. }) { "founding" } else { "endpoints" };
+        let name = match command {
+            Command::FoundCluster { .. } => "founding",
+            Command::Trust(_) => "authority",
+            _ => "endpoints",
+        };
         let outcome: Result<Result<_, Rejected>, ProposeError> =
             node.replica.propose_in_term(term, &command).await;
         match outcome {
@@ -72,6 +80,12 @@ fn next_step(node: &Node) -> Option<Command> {
         let unnamed = || CLUSTER_NAME.parse().expect("a word is a name");
         let name = node.config.cluster_name.clone().unwrap_or_else(unnamed);
         return Some(Command::FoundCluster { uid, name, controllers: wanted });
+    }
+    if view.trust().signer().is_none()
+        && let Some((authority, issued)) = node.keys.founding()
+    {
+        let authority = Box::new(authority);
+        return Some(Command::Trust(TrustChange::Install { authority, issued }));
     }
     (controllers(&view) != wanted).then_some(Command::SetControllers { controllers: wanted })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dunlin_model::{ClusterId, Name};
 use futures_util::future::join_all;
 
-use crate::api::cluster_of;
+use crate::api::{Company, company};
 use crate::node::Node;
 
 /// Between rounds, while too few of the others have answered to know.
@@ -33,6 +33,20 @@ pub enum Stranger {
         /// Whose the others are.
         theirs: ClusterId,
         /// How many of them.
+        count: usize,
+    },
+    /// The others have another authority.
+    #[error(
+        "{} belongs to cluster {ours}, but {count} of the controllers named by --member are of another authority than its \
+         own: point this controller at its own data directory",
+        path.display()
+    )]
+    Authority {
+        /// The data directory.
+        path: PathBuf,
+        /// Whose it is.
+        ours: ClusterId,
+        /// How many of the others.
         count: usize,
     },
     /// It was told of another cluster by name.
@@ -67,11 +81,17 @@ pub(crate) async fn stranger(node: &Node) -> Stranger {
         let told = node.config.peers.len() + 1;
         if let Some(ours) = node.replica.cluster() {
             let mut votes = BTreeMap::from([(ours, 1)]);
-            for theirs in
-                join_all(node.config.peers.iter().map(|peer| cluster_of(&node.peers, &peer.api_endpoint)))
-                    .await
-            {
-                theirs.into_iter().for_each(|theirs| *votes.entry(theirs).or_insert(0) += 1);
+            let mut foreign = 0;
+            let peers = node.config.peers.iter();
+            for theirs in join_all(peers.map(|peer| company(&node.peers, &peer.api_endpoint))).await {
+                match theirs {
+                    Company::Of(theirs) => *votes.entry(theirs).or_insert(0) += 1,
+                    Company::Foreign => foreign += 1,
+                    Company::Silent => {}
+                }
+            }
+            if foreign * 2 > told {
+                return Stranger::Authority { path: path(), ours, count: foreign };
             }
             match votes.into_iter().find(|(_, count)| count * 2 > told) {
                 Some((theirs, count)) if theirs != ours => {

@@ -9,7 +9,7 @@
 //!                     ^                      ^
 //!   raft (log, state) +---- drive (leader) --+---- reconcile (pure)
 //! ```
-//! Both come in by `front`, the one port.
+//! Both come in by `front`, the one port, through the gate of `trust`, which knows who asks.
 //!
 //! Invariants. Only `raft` names the consensus and storage crates. Only `api` and `session` name generated protocol
 //! types. Only `clock` reads the wall clock, and only `mint` draws randomness. Leader-only work is fenced by the term.
@@ -35,6 +35,7 @@ mod room;
 mod run;
 mod sealed;
 mod session;
+mod trust;
 
 #[cfg(test)]
 mod testing;
@@ -45,3 +46,4 @@ pub use config::{CONTROLLERS_MAX, Config, Peer};
 pub use kin::Stranger;
 pub use raft::{SnapshotPolicy, Timers};
 pub use run::{Controller, RunError, run};
+pub use trust::{Bundle, KeysError, bundle};

@@ -12,8 +12,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dunlin_model::{ControllerId, ErrorCode, Invalid};
+use dunlin_model::{ControllerId, ErrorCode, Identity, Invalid};
 use dunlin_proto::Fault;
+use dunlin_state::{Command, TrustChange};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -100,6 +101,9 @@ pub(crate) async fn add(node: &Node, term: u64, asked: Addition, tell: Tell<'_>)
     tell(format!("controller {id} has caught up and gets its vote"));
     node.replica.change_membership(&voters).await.map_err(|e| fault(&e))?;
     found::found(node, term).await;
+    if let Some(lost) = replaces {
+        put_out(node, term, lost).await;
+    }
     tell(voting(&voters));
     Ok(())
 }
@@ -224,8 +228,19 @@ pub(crate) async fn remove(
         let spare = (voters.len() - 1) / 2;
         tell(format!("of {} voters {spare} may fail: an odd number is better", voters.len()));
     }
+    put_out(node, term, id).await;
     tell(format!("stop controller {id} for good, and delete its data directory"));
     Ok(())
+}
+
+/// A controller that is a member no more is let in nowhere either. Its certificate ends by itself, should this fail.
+async fn put_out(node: &Node, term: u64, id: ControllerId) {
+    let change = TrustChange::Revoke { identity: Identity::Controller(id) };
+    match node.replica.propose_in_term(term, &Command::Trust(change)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(refused)) => tracing::debug!(controller = %id, %refused, "had no certificate to revoke"),
+        Err(error) => tracing::warn!(controller = %id, %error, "its certificate was not revoked"),
+    }
 }
 
 /// Hands the leadership to `to`, or to whoever has most of the log.

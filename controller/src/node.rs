@@ -13,6 +13,7 @@ use crate::blob::BlobStore;
 use crate::fleet::Replica;
 use crate::room::Room;
 use crate::session::{Board, Sessions, Tunnels};
+use crate::trust::Keys;
 use crate::{Config, fleet, raft};
 
 /// One controller.
@@ -21,6 +22,8 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) replica: Replica,
     pub(crate) blobs: BlobStore,
+    /// Who this controller is, and whom it believes.
+    pub(crate) keys: Arc<Keys>,
     pub(crate) room: Room,
     pub(crate) peers: Peers,
     /// The agents' sessions that end here; only a leader has any.
@@ -39,14 +42,15 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, replica: Replica, blobs: BlobStore) -> Self {
+    pub(crate) fn new(config: Config, replica: Replica, blobs: BlobStore, keys: Arc<Keys>) -> Self {
         let room = Room::new(&config.data_dir);
         Self {
             config,
             replica,
             blobs,
             room,
-            peers: Peers::default(),
+            peers: Peers::new(keys.keyring.dialer()),
+            keys,
             sessions: Sessions::default(),
             board: Board::default(),
             tunnels: Tunnels::default(),

@@ -12,15 +12,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{Advice, Api, Operations, keep_blobs, rest_fallback, rest_router};
+use crate::api::{Advice, Api, Holders, Operations, keep_blobs, rest_fallback, rest_router};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
+use crate::front::{Local, LocalError};
 use crate::kin::{self, Stranger};
 use crate::node::Node;
-use crate::raft::{MembershipError, OpenError, StopReason};
+use crate::raft::{MembershipError, OpenError, StopReason, Wire};
 use crate::session::Gate;
-use crate::{Config, front};
+use crate::trust::{Keys, KeysError};
+use crate::{Config, front, trust};
 
 /// How long calls under way may take to end when the controller stops. Streams are told to end at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,6 +40,12 @@ pub enum RunError {
     /// The cluster could not be formed.
     #[error("form the cluster")]
     Init(#[source] MembershipError),
+    /// It has no identity, or not its own.
+    #[error("this controller's identity")]
+    Keys(#[from] KeysError),
+    /// The local socket cannot be had.
+    #[error(transparent)]
+    Local(#[from] LocalError),
     /// The folder of image bytes cannot be used.
     #[error("open the image store: {0}")]
     Blobs(String),
@@ -109,14 +117,23 @@ impl Controller {
         let data_dir = config.data_dir.clone();
         let blobs = tokio::task::spawn_blocking(move || BlobStore::open(&data_dir)).await;
         let blobs = blobs.map_err(|error| RunError::Blobs(error.to_string()))??;
-        let replica = found::open(&config).await?;
+        let keys = Keys::open(&config).await?;
+        let replica = found::open(&config, wire(&keys), keys.founding().is_some()).await?;
+        keys.mend(replica.read().trust())?;
+        // Before anybody is let in: who was revoked is so from the first moment.
+        keys.follow(replica.read().trust())?;
+        // The store is this process's alone by now, and so is what lies beside it.
+        let local = Local::open(&config.data_dir)?;
         let (id, endpoint) = (config.id, config.api_endpoint.clone());
-        let node = Arc::new(Node::new(config, replica, blobs));
+        let node = Arc::new(Node::new(config, replica, blobs, Arc::clone(&keys)));
         let mut loops = JoinSet::new();
         loops.spawn(drive(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));
+        loops.spawn(trust::keep(Arc::clone(&node)));
         let served = CancellationToken::new();
-        let server = tokio::spawn(front::serve(routes(&node), listener, served.clone()));
+        let router = routes(&node);
+        loops.spawn(local.serve(router.clone(), served.clone()));
+        let server = tokio::spawn(front::serve(router, listener, keys, served.clone()));
         tracing::info!(controller = %id, endpoint, "serves");
         Ok(Self { node, loops, server, served })
     }
@@ -150,5 +167,21 @@ fn routes(node: &Arc<Node>) -> Router {
     let rest = rest_router(node, &api, &advice);
     let grpc = Routes::new(api.service()).add_service(Gate::service(Arc::clone(node)));
     let grpc = grpc.add_service(advice.service()).add_service(Operations::service(Arc::clone(node)));
-    rest_fallback(grpc.prepare().into_axum_router().merge(rest))
+    let grpc = grpc.add_service(Holders::service(Arc::clone(node)));
+    let router = rest_fallback(grpc.prepare().into_axum_router().merge(rest));
+    // In front of everything that is served, whatever is added to it.
+    router.layer(axum::middleware::from_fn_with_state(Arc::clone(&node.keys), trust::gate))
+}
+
+/// How this controller speaks to the others.
+fn wire(keys: &Arc<Keys>) -> Wire {
+    let (admits, revoked) = (Arc::clone(keys), Arc::clone(keys));
+    Wire {
+        keyring: Arc::clone(&keys.keyring),
+        admits: Arc::new(move |peer| admits.admit(peer)),
+        revoked: Arc::new(move |peer| {
+            let keys = Arc::clone(&revoked);
+            Box::pin(async move { keys.revoked(&peer).await })
+        }),
+    }
 }

@@ -200,7 +200,7 @@ fn the_small_ones_survive_the_wire() {
             "spec": {"placement": "pack", "cpu_overcommit_percent": 150, "host_reserve_mib": 0, "migrations_per_host": 3,
                 "migrations_per_fleet": 9, "spare_hosts": 1, "balance": {"mode": "auto", "level": 5},
                 "weights": {"load": 7}, "without": ["apart-from"], "mem_overcommit_percent": 120},
-            "status": {"controllers": [{"id": 1, "endpoint": "http://c1:7000"}], "leader": 1}}"#,
+            "status": {"controllers": [{"id": 1, "endpoint": "https://c1:7000"}], "leader": 1}}"#,
         r#"{"kind": "Image", "metadata": METADATA, "spec": {"format": "vmdk", "sha256":
             "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "size_bytes": 9, "source": "x"}, "status": {}}"#,
         r#"{"kind": "Event", "metadata": METADATA, "spec": {"level": "warning", "reason": "HostDown", "message": "m",

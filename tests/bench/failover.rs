@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use dunlin_model::Object;
+use dunlin_pki::Dialer;
 use dunlin_proto::v1;
-use dunlin_tests::{Fleet, FleetOptions, eventually};
+use dunlin_tests::{Fleet, FleetOptions, client, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use v1::fleet_client::FleetClient;
 
 use crate::writes::{Etcd, Put, new_vm};
@@ -37,7 +38,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let fleet = Fleet::start(FleetOptions { controllers: 3, hosts: 0, drivers: "test" })?;
     for stop in [false, true] {
         let (times, acknowledged) = dunlin(&fleet, &runtime, stop)?;
-        let present = runtime.block_on(names(&endpoints(&fleet)?))?;
+        let present = runtime.block_on(names(&fleet.dialer()?, &endpoints(&fleet)?))?;
         let lost = acknowledged.difference(&present).count();
         print_row(if stop { "SIGSTOP" } else { "kill -9" }, &times, acknowledged.len(), lost);
     }
@@ -76,10 +77,8 @@ fn endpoints(fleet: &Fleet) -> anyhow::Result<Vec<String>> {
     Ok(controllers.iter().filter_map(|one| one["endpoint"].as_str().map(str::to_owned)).collect())
 }
 
-fn dial(endpoints: &[String]) -> anyhow::Result<Vec<Channel>> {
-    let dial =
-        |endpoint: &String| Ok(Endpoint::from_shared(endpoint.clone())?.tcp_nodelay(true).connect_lazy());
-    endpoints.iter().map(dial).collect()
+fn dial(dialer: Option<&Dialer>, endpoints: &[String]) -> anyhow::Result<Vec<Channel>> {
+    endpoints.iter().map(|endpoint| client::lazy(dialer, endpoint)).collect()
 }
 
 /// Tries one endpoint after the other with the same key until it is committed.
@@ -105,13 +104,13 @@ fn dunlin(
     runtime: &tokio::runtime::Runtime,
     stop: bool,
 ) -> anyhow::Result<(Vec<f64>, BTreeSet<String>)> {
-    let endpoints = endpoints(fleet)?;
+    let (endpoints, dialer) = (endpoints(fleet)?, fleet.dialer()?);
     let done = Arc::new(AtomicBool::new(false));
     let run = uuid::Uuid::new_v4().simple().to_string();
     let mut writers = Vec::new();
     for caller in 0..CALLERS {
         let (channels, done, run) =
-            (runtime.block_on(async { dial(&endpoints) })?, Arc::clone(&done), run.clone());
+            (runtime.block_on(async { dial(Some(&dialer), &endpoints) })?, Arc::clone(&done), run.clone());
         writers.push(runtime.spawn(async move {
             let mut names = Vec::new();
             while !done.load(Ordering::Relaxed) {
@@ -127,7 +126,7 @@ fn dunlin(
         std::thread::sleep(CALM);
         let leader = eventually("a leader", LIMIT, || fleet.leader().map_err(|e| e.to_string()))?;
         let pid = Pid::from_raw(fleet.controller(leader)?.pid).context("pid 0")?;
-        let channels = runtime.block_on(async { dial(&endpoints) })?;
+        let channels = runtime.block_on(async { dial(Some(&dialer), &endpoints) })?;
         let began = Instant::now();
         kill_process(pid, if stop { Signal::STOP } else { Signal::KILL })?;
         let name = format!("p{run}-{round}");
@@ -147,8 +146,8 @@ fn dunlin(
     Ok((times, acknowledged))
 }
 
-async fn names(endpoints: &[String]) -> anyhow::Result<BTreeSet<String>> {
-    let channel = dial(endpoints)?.into_iter().next().context("no endpoints")?;
+async fn names(dialer: &Dialer, endpoints: &[String]) -> anyhow::Result<BTreeSet<String>> {
+    let channel = dial(Some(dialer), endpoints)?.into_iter().next().context("no endpoints")?;
     let mut client = FleetClient::new(channel).max_decoding_message_size(64 << 20);
     let mut names = BTreeSet::new();
     let mut request = v1::ListRequest { kind: v1::Kind::Vm.into(), ..Default::default() };
@@ -194,7 +193,7 @@ fn etcd_losses(
     let done = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for caller in 0..CALLERS {
-        let (channels, done) = (runtime.block_on(async { dial(&etcd.endpoints) })?, Arc::clone(&done));
+        let (channels, done) = (runtime.block_on(async { dial(None, &etcd.endpoints) })?, Arc::clone(&done));
         writers.push(runtime.spawn(async move {
             let mut made = 0;
             while !done.load(Ordering::Relaxed) {
@@ -209,7 +208,7 @@ fn etcd_losses(
         std::thread::sleep(CALM);
         let leader = etcd.leader()?;
         let pid = i32::try_from(etcd.members[leader].id()).ok().and_then(Pid::from_raw).context("no pid")?;
-        let channels = runtime.block_on(async { dial(&etcd.endpoints) })?;
+        let channels = runtime.block_on(async { dial(None, &etcd.endpoints) })?;
         let began = Instant::now();
         kill_process(pid, if stop { Signal::STOP } else { Signal::KILL })?;
         runtime.block_on(put(&channels, round))?;

@@ -33,16 +33,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let found = controllers.iter().find(|controller| controller["id"] == leader);
     let endpoint = found.and_then(|one| one["endpoint"].as_str()).context("the leader has no endpoint")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(measure(endpoint))
+    runtime.block_on(measure(&fleet.dialer()?, endpoint))
 }
 
 fn client(channel: Channel) -> FleetClient<Channel> {
     FleetClient::new(channel).max_decoding_message_size(64 << 20)
 }
 
-async fn measure(endpoint: &str) -> anyhow::Result<()> {
+async fn measure(dialer: &dunlin_pki::Dialer, endpoint: &str) -> anyhow::Result<()> {
     let dial = || async {
-        Ok::<_, anyhow::Error>(Endpoint::from_shared(endpoint.to_owned())?.tcp_nodelay(true).connect().await?)
+        let endpoint = Endpoint::from_shared(endpoint.to_owned())?;
+        Ok::<_, anyhow::Error>(endpoint.connect_with_connector(dialer.clone()).await?)
     };
     let mut fleet = client(dial().await?);
     for batch in 0..VMS / MANY {

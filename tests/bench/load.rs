@@ -8,9 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// Connections at most; the callers are spread over them.
 const CONNECTIONS_MAX: usize = 8;
@@ -35,8 +38,10 @@ const ACK: u8 = 1;
 /// Who is called, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// `http://host:port`.
+    /// `http://host:port` or `https://host:port`.
     pub(crate) endpoint: String,
+    /// Who calls, where TLS is spoken.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
     /// `/package.Service/Method`.
     pub(crate) path: &'static str,
 }
@@ -65,8 +70,12 @@ pub(crate) fn run(
     Ok((times, began.elapsed()))
 }
 
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
 struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     out: Vec<u8>,
     headers: Vec<u8>,
     next_stream: u32,
@@ -80,10 +89,19 @@ struct Connection {
 
 impl Connection {
     fn open(target: &Target) -> anyhow::Result<Self> {
-        let authority = target.endpoint.trim_start_matches("http://").to_owned();
+        let (_, authority) = target.endpoint.split_once("://").context("no scheme")?;
+        let authority = authority.to_owned();
         let stream = TcpStream::connect(&authority).with_context(|| format!("connecting to {authority}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE))?;
+        let stream: Box<dyn Stream> = match &target.tls {
+            Some(config) => {
+                let name = ServerName::try_from("controller.invalid")?;
+                let session = ClientConnection::new(Arc::clone(config), name)?;
+                Box::new(StreamOwned::new(session, stream))
+            }
+            None => Box::new(stream),
+        };
         let mut this = Self {
             stream,
             out: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
@@ -115,6 +133,7 @@ impl Connection {
             self.send_waiting();
             if !self.out.is_empty() {
                 self.stream.write_all(&self.out)?;
+                self.stream.flush()?;
                 self.out.clear();
             }
             if self.open.is_empty() && self.waiting.is_empty() {

@@ -39,6 +39,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
         let ours = Target {
             endpoint: leader_endpoint(&fleet)?,
+            tls: Some(fleet.keyring()?.caller()),
             path: if batch { "/dunlin.v1.Fleet/CreateMany" } else { "/dunlin.v1.Fleet/Create" },
         };
         let make: fn() -> Vec<u8> = if batch { create_many } else { create };
@@ -256,7 +257,7 @@ impl Etcd {
     fn measure(&self, callers: usize, batch: bool) -> anyhow::Result<Figures> {
         let path = if batch { "/etcdserverpb.KV/Txn" } else { "/etcdserverpb.KV/Put" };
         let make: fn() -> Vec<u8> = if batch { txn } else { put };
-        let target = Target { endpoint: self.endpoints[self.leader()?].clone(), path };
+        let target = Target { endpoint: self.endpoints[self.leader()?].clone(), tls: None, path };
         let servers: Vec<i32> =
             self.members.iter().filter_map(|member| i32::try_from(member.id()).ok()).collect();
         Figures::measure(&target, callers, batch, make, &servers)

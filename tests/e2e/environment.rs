@@ -124,8 +124,11 @@ fn a_controller_with_another_clusters_folder_ends() -> anyhow::Result<()> {
     let words: Vec<_> =
         words.map(|word| if *word == home { there.as_str() } else { word.as_str() }).collect();
     ensure!(words.contains(&there.as_str()), "{words:?}");
-    site.start("foreign", &words, &[])?
-        .ends_saying(&["belongs to cluster", "point this controller at its own"])?;
+    site.start("foreign", &words, &[])?.ends_saying(&[
+        "belongs to cluster",
+        "another authority",
+        "point this controller at its own",
+    ])?;
     ours.ok(&["vm", "create", "still", "--driver", "test"])?;
     ours.up()?;
     eventually("three controllers again", LIMIT, || ours.controller(3).map_err(|e| e.to_string()))?;

@@ -205,14 +205,14 @@ fn as_programs_see_it(fleet: &Fleet, lables: &str) -> anyhow::Result<()> {
     let coloured = fleet.command(&["vm", "lst"])?.env("NO_COLOR", "1").output()?;
     assert!(!coloured.stderr.contains(&0x1b) && !fleet.run(&["vm", "lst"])?.stderr.contains('\u{1b}'));
 
-    for endpoint in ["nowhere", "http://127.0.0.1", "https://127.0.0.1:7400", "http://127.0.0.1:70000", ""] {
+    for endpoint in ["nowhere", "https://127.0.0.1", "http://127.0.0.1:7400", "https://127.0.0.1:70000", ""] {
         let refused = fleet.run(&["-e", endpoint, "vm", "list"])?;
         assert_eq!(refused.status, 2, "{endpoint}: {}", refused.stderr);
-        assert!(refused.stderr.contains("endpoint: ") && refused.stderr.contains("http://host:port"));
+        assert!(refused.stderr.contains("endpoint: ") && refused.stderr.contains("https://host:port"));
     }
-    let (begun, dead) = (Instant::now(), fleet.run(&["-e", "http://127.0.0.1:9", "vm", "list"])?);
+    let (begun, dead) = (Instant::now(), fleet.run(&["-e", "https://127.0.0.1:9", "vm", "list"])?);
     assert_eq!(dead.status, 10, "{}", dead.stderr);
-    assert!(dead.stderr.contains("no answer from http://127.0.0.1:9: ") && dead.stderr.contains("refused"));
+    assert!(dead.stderr.contains("no answer from https://127.0.0.1:9: ") && dead.stderr.contains("refused"));
     assert!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
     Ok(())
 }
@@ -268,7 +268,7 @@ fn machine_line(line: &str) -> bool {
         "points:",
     ];
     starts.iter().any(|start| line.starts_with(start))
-        || line.contains("http://")
+        || line.contains("https://")
         || (line.len() < 24 && line.contains("T") && line.ends_with("Z\""))
 }
 

@@ -55,6 +55,13 @@ impl Controllers {
     }
 
     fn start(&mut self, id: u64, members: &[String], join: bool) -> anyhow::Result<()> {
+        let mut vars = Vec::new();
+        let (mut token, mut controllers) = (String::new(), Vec::new());
+        if join {
+            token = self.ok(&["token", "create", "--role", "controller"])?.trim().to_owned();
+            vars.push(("DUNLIN_TOKEN", token.as_str()));
+            controllers = self.running.keys().map(|id| self.addresses[id].0.clone()).collect();
+        }
         let data = self.site.path(&format!("c{id}")).display().to_string();
         let (number, (api, raft)) = (id.to_string(), &self.addresses[&id]);
         let mut words =
@@ -62,8 +69,9 @@ impl Controllers {
         members.iter().for_each(|member| words.extend(["--member", member]));
         if join {
             words.push("--join");
+            controllers.iter().for_each(|api| words.extend(["--controller", api]));
         }
-        let daemon = self.site.start(&format!("c{id}"), &words, &[])?;
+        let daemon = self.site.start(&format!("c{id}"), &words, &vars)?;
         self.running.insert(id, daemon);
         Ok(())
     }
@@ -85,7 +93,7 @@ impl Controllers {
     }
 
     fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
-        run(&self.endpoints(), words)
+        run(&self.site, &self.endpoints(), words)
     }
 
     fn ok(&self, words: &[&str]) -> anyhow::Result<String> {
@@ -111,6 +119,10 @@ impl Controllers {
 
     fn wait_answering(&self) -> anyhow::Result<()> {
         eventually("the controllers answer", LIMIT, || {
+            // Anew each time: a cluster that was brought back may have another authority.
+            let data = self.site.path("c1").display().to_string();
+            let enroll = ["admin", "enroll", "--data-dir", &data];
+            self.run(&enroll).and_then(Output::ok).map_err(|e| e.to_string())?;
             self.run(&["cluster", "show"]).and_then(Output::ok).map(drop).map_err(|e| e.to_string())
         })
     }
@@ -133,8 +145,14 @@ impl Controllers {
     }
 }
 
-fn run(endpoints: &str, words: &[&str]) -> anyhow::Result<Output> {
+fn run(site: &Site, endpoints: &str, words: &[&str]) -> anyhow::Result<Output> {
+    run_as(&site.path("contexts.yaml"), endpoints, words)
+}
+
+/// Runs `dunlin` as who one is by that context file.
+fn run_as(contexts: &Path, endpoints: &str, words: &[&str]) -> anyhow::Result<Output> {
     let mut command = std::process::Command::new(fleet::binary()?);
+    command.env("DUNLIN_CONFIG", contexts);
     let output = command.args(["-e", endpoints]).args(words).env_remove("DUNLIN_ENDPOINT").output()?;
     Ok(Output {
         status: output.status.code().unwrap_or(-1),
@@ -151,14 +169,16 @@ struct Load {
 }
 
 impl Load {
-    fn start(endpoints: String, called: &str) -> Self {
+    fn start(all: &Controllers, called: &str) -> Self {
+        let (contexts, endpoints) = (all.site.path("contexts.yaml"), all.endpoints());
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, count, called) = (Arc::clone(&stop), Arc::clone(&made), called.to_owned());
         let thread = std::thread::spawn(move || {
             let mut names = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let name = format!("{called}-{}", names.len());
-                run(&endpoints, &["vm", "create", &name, "--driver", "test", "--mem-mib", "64"])?.ok()?;
+                let words = ["vm", "create", &name, "--driver", "test", "--mem-mib", "64"];
+                run_as(&contexts, &endpoints, &words)?.ok()?;
                 names.push(name);
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -187,7 +207,7 @@ impl Load {
 #[test]
 fn controllers_come_and_go_under_load() -> anyhow::Result<()> {
     let mut all = Controllers::found(1)?;
-    let load = Load::start(all.endpoints(), "growing");
+    let load = Load::start(&all, "growing");
     load.more(BEFORE)?;
     for id in 2..=4 {
         all.join(id)?;
@@ -204,7 +224,7 @@ fn controllers_come_and_go_under_load() -> anyhow::Result<()> {
     )?;
 
     let names = load.end()?;
-    let load = Load::start(all.endpoints(), "moving");
+    let load = Load::start(&all, "moving");
     let told = all.ok(&["controller", "transfer", "3"])?;
     ensure!(told.contains("leads"), "{told}");
     eventually("controller 3 leads", LIMIT, || {
@@ -245,7 +265,7 @@ fn a_backup_is_brought_back() -> anyhow::Result<()> {
     let mut all = Controllers::found(1)?;
     let token = all.ok(&["token", "create"])?;
     let site = &all.site;
-    let controller = format!("http://{}", all.addresses[&1].0);
+    let controller = format!("https://{}", all.addresses[&1].0);
     let h1 = site.path("h1").display().to_string();
     let words = ["agent", "--data-dir", &h1, "--controller", &controller, "--name", "h1", "--driver", "test"];
     let agent = site.start("h1", &words, &[("DUNLIN_TOKEN", token.trim())])?;
@@ -257,10 +277,14 @@ fn a_backup_is_brought_back() -> anyhow::Result<()> {
     ensure!(told.contains("2 VMs, 1 hosts"), "{told}");
     all.ok(&["vm", "create", "later", "--driver", "test"])?;
 
-    let member = all.member(1);
+    let (member, contexts) = (all.member(1), site.path("contexts.yaml"));
     let restore = |file: &str, data: &Path, more: &[&str]| {
         let data = data.display().to_string();
-        run("", &[&["restore", file, "--member", &member, "--data-dir", &data][..], more].concat())
+        run_as(
+            &contexts,
+            "",
+            &[&["restore", file, "--member", &member, "--data-dir", &data][..], more].concat(),
+        )
     };
     damaged(&file, site, &restore)?;
     let used = restore(&file, &site.path("c1"), &[])?;
@@ -294,7 +318,12 @@ fn a_backup_is_brought_back() -> anyhow::Result<()> {
     let (member, data) = (other.member(1), other.site.path("c1").display().to_string());
     println!(
         "{}",
-        run("", &["restore", &file, "--member", &member, "--data-dir", &data, "--new-identity"])?.ok()?
+        run(
+            &other.site,
+            "",
+            &["restore", &file, "--member", &member, "--data-dir", &data, "--new-identity"]
+        )?
+        .ok()?
     );
     other.start(1, &[member], false)?;
     other.wait_answering()?;

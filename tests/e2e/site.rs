@@ -1,5 +1,6 @@
 //! Daemons started by hand, each with a data folder of the test's choice, on loopback ports that were free.
 
+use std::cell::RefCell;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,8 @@ pub(crate) struct Site {
     pub(crate) root: tempfile::TempDir,
     pub(crate) api: String,
     raft: String,
+    /// The folder of the last controller that was started here: its socket is how the user becomes somebody.
+    data: RefCell<Option<PathBuf>>,
 }
 
 /// A process of ours and the file with its log. Killed when dropped.
@@ -28,7 +31,7 @@ impl Site {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let root = tempfile::Builder::new().prefix("dl").tempdir()?;
         let [api, raft] = free_addresses()?;
-        Ok(Self { root, api, raft })
+        Ok(Self { root, api, raft, data: RefCell::default() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -38,6 +41,7 @@ impl Site {
     /// A controller that is a cluster of its own, on this site's addresses.
     pub(crate) fn controller(&self, data: &Path) -> anyhow::Result<Daemon> {
         let member = format!("1={}/{}", self.api, self.raft);
+        self.data.replace(Some(data.to_owned()));
         let data = data.display().to_string();
         let words = ["controller", "--id", "1", "--data-dir", &data, "--listen", &self.api];
         self.start(
@@ -55,7 +59,7 @@ impl Site {
         token: Option<&str>,
         driver: &str,
     ) -> anyhow::Result<Daemon> {
-        let (data, controller) = (data.display().to_string(), format!("http://{}", self.api));
+        let (data, controller) = (data.display().to_string(), format!("https://{}", self.api));
         let words =
             ["agent", "--data-dir", &data, "--controller", &controller, "--name", name, "--driver", driver];
         let token: Vec<_> = token.into_iter().map(|token| ("DUNLIN_TOKEN", token)).collect();
@@ -74,7 +78,8 @@ impl Site {
 
     pub(crate) fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(fleet::binary()?);
-        command.args(["-e", &self.api]).args(words).env_remove("DUNLIN_ENDPOINT").stdin(Stdio::null());
+        command.args(words).env("DUNLIN_CONFIG", self.path("contexts.yaml"));
+        command.env_remove("DUNLIN_ENDPOINT").stdin(Stdio::null());
         let output = command.output().context("starting dunlin")?;
         Ok(Output {
             status: output.status.code().unwrap_or(-1),
@@ -110,6 +115,11 @@ impl Site {
 
     pub(crate) fn wait_answering(&self) -> anyhow::Result<()> {
         eventually("the controller answers", LIMIT, || {
+            if !self.path("contexts.yaml").exists() {
+                let data = self.data.borrow().clone().ok_or("no controller was started")?;
+                let data = data.display().to_string();
+                self.ok(&["admin", "enroll", "--data-dir", &data]).map_err(|e| e.to_string())?;
+            }
             self.ok(&["cluster", "show"]).map(drop).map_err(|e| e.to_string())
         })
     }

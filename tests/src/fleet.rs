@@ -92,6 +92,20 @@ impl Fleet {
         self.root.path()
     }
 
+    /// Connects as the admin that `up` made.
+    pub fn dialer(&self) -> anyhow::Result<dunlin_pki::Dialer> {
+        Ok(self.keyring()?.dialer())
+    }
+
+    /// What that admin shows and believes.
+    pub fn keyring(&self) -> anyhow::Result<std::sync::Arc<dunlin_pki::Keyring>> {
+        let file = |name: &str| self.root.path().join(name);
+        let shown = dunlin_pki::read_shown(&file("local.pem"))?;
+        let roots = dunlin_pki::read_roots(&file("local-ca.pem"))?.context("no authorities")?;
+        let ring = dunlin_pki::Ring { shown, trust: dunlin_pki::Trust::Roots(roots), beside: Vec::new() };
+        Ok(dunlin_pki::Keyring::new(ring, dunlin_pki::Clock::system())?)
+    }
+
     /// Runs `dunlin WORDS...` against this fleet.
     pub fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
         self.run_with_input(words, "")

@@ -42,15 +42,16 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Only(&["imbl", "serde", "serde_json", "thiserror", "uuid"]),
     },
     Layer { name: "dunlin-proto", below: &["dunlin-model"], outside: Outside::Any },
+    Layer { name: "dunlin-pki", below: &["dunlin-model"], outside: Outside::Any },
     Layer { name: "dunlin-drivers", below: &["dunlin-model"], outside: Outside::Any },
     Layer {
         name: "dunlin-agent",
-        below: &["dunlin-model", "dunlin-proto", "dunlin-drivers"],
+        below: &["dunlin-model", "dunlin-pki", "dunlin-proto", "dunlin-drivers"],
         outside: Outside::Any,
     },
     Layer {
         name: "dunlin-controller",
-        below: &["dunlin-model", "dunlin-proto", "dunlin-state", "dunlin-scheduler"],
+        below: &["dunlin-model", "dunlin-pki", "dunlin-proto", "dunlin-state", "dunlin-scheduler"],
         outside: Outside::Any,
     },
     Layer { name: "dunlin", below: EVERYTHING, outside: Outside::Any },
@@ -59,6 +60,7 @@ const LAYERS: &[Layer] = &[
 
 const EVERYTHING: &[&str] = &[
     "dunlin-model",
+    "dunlin-pki",
     "dunlin-scheduler",
     "dunlin-state",
     "dunlin-proto",
@@ -73,6 +75,8 @@ const KEPT: &[(&str, &[&str])] = &[
     ("sled", &["dunlin-controller"]),
     ("tonic", &["dunlin-proto", "dunlin-controller", "dunlin-agent", "dunlin", "dunlin-tests"]),
     ("prost", &["dunlin-proto", "dunlin-controller", "dunlin-agent", "dunlin-tests"]),
+    ("rcgen", &["dunlin-pki"]),
+    ("rustls-webpki", &["dunlin-pki"]),
     ("reqwest", &["dunlin", "dunlin-tests"]),
     ("clap", &["dunlin"]),
     ("comfy-table", &["dunlin"]),

@@ -1,18 +1,22 @@
 //! A session while it lives: reports go up as soon as they are true, desired sets come down and wake the workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::ErrorCode;
 use dunlin_model::desired::DesiredSet;
+use dunlin_pki::KeyPair;
 use dunlin_proto::v1::from_agent::Message as Up;
 use dunlin_proto::v1::to_agent::Message as Down;
 use dunlin_proto::{Fault, v1};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tonic::transport::Channel;
 
 use super::{Agent, End, Opened, fault_of};
 use crate::capabilities;
 use crate::converge::board::{Changes, Sent};
+use crate::keys::{self, Keys, KeysError};
 use crate::sample::{SAMPLE_INTERVAL, measure};
 
 /// VMs in one report: 256 of less than 1 KiB each.
@@ -21,13 +25,16 @@ const REPORT_VMS_MAX: usize = 256;
 /// A leader that says nothing for so long hangs: it asks for a sign of life every 2 s.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
 
+/// How often it is looked whether the certificate is due: it has a week left by then.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often the host is looked over for capabilities that have changed: disks fill up in minutes, not in seconds.
 const CAPABILITIES_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Lives the session until it ends.
     pub(super) async fn live(&mut self, opened: Opened) -> End {
-        let Opened { outgoing, mut incoming, welcome, endpoint } = opened;
+        let Opened { outgoing, mut incoming, welcome, endpoint, channel } = opened;
         self.host.line.replace(&welcome.controllers);
         if let Err(error) = self.identity.remember(&welcome.controllers) {
             tracing::warn!(%error, "the list of controllers was not kept");
@@ -35,10 +42,16 @@ impl Agent {
         let mut heard = Instant::now();
         let uplink = uplink(self, &outgoing);
         tokio::pin!(uplink);
+        let mut renewals = interval(RENEWAL_INTERVAL);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 message = timeout_at(heard + SILENCE_MAX, incoming.message()) => message,
                 end = &mut uplink => return end,
+                _ = renewals.tick() => {
+                    self.renew_when_due(&channel);
+                    continue;
+                }
             };
             let message = match message {
                 Err(_) => return broken(ErrorCode::Deadline, "the leader fell silent"),
@@ -57,10 +70,37 @@ impl Agent {
                 Some(Down::OpenTunnel(asked)) => self.tunnels.open(&self.host, endpoint.clone(), asked),
                 Some(Down::Redirect(redirect)) => return End::Redirect(redirect.leader),
                 Some(Down::Goodbye(goodbye)) => return End::Goodbye(fault_of(goodbye)),
+                Some(Down::Trust(trust)) => {
+                    if let Err(error) = self.identity.keys.believe(&trust.authorities) {
+                        tracing::error!(%error, "the cluster's authorities could not be taken over");
+                    }
+                    self.renew_when_due(&channel);
+                }
                 // A second Welcome, or a message of a newer controller, changes nothing.
                 Some(Down::Welcome(_)) | None => {}
             }
         }
+    }
+
+    /// Gets another certificate when it is time, over the connection that is open, while the session goes on: the next
+    /// connection shows it.
+    fn renew_when_due(&self, channel: &Channel) {
+        let keys = Arc::clone(&self.identity.keys);
+        if !keys.is_due() {
+            return;
+        }
+        let channel = channel.clone();
+        self.host.spawn(async move {
+            // One at a time; whoever finds one under way leaves it to that.
+            let Ok(_only) = keys.renewing.try_lock() else { return };
+            if !keys.is_due() {
+                return;
+            }
+            match renew(&keys, channel).await {
+                Ok(()) => tracing::info!("renewed the certificate of this host"),
+                Err(fault) => tracing::warn!(%fault, "the certificate of this host is not renewed yet"),
+            }
+        });
     }
 
     fn take_in(&self, set: v1::DesiredSet) {
@@ -80,6 +120,15 @@ impl Agent {
             Err(refusal) => tracing::error!(%refusal, "a desired set was refused"),
         }
     }
+}
+
+async fn renew(keys: &Keys, channel: Channel) -> Result<(), Fault> {
+    let key = KeyPair::generate().map_err(KeysError::from)?;
+    let asked = v1::RenewRequest { public_key: key.public().as_bytes().to_vec() };
+    let given = v1::identities_client::IdentitiesClient::new(channel).renew(asked).await?.into_inner();
+    keys.believe(&given.authorities)?;
+    keys.show(keys::shown(&key, given.certificate, given.issued_ms, given.expires_ms))?;
+    Ok(())
 }
 
 /// Sends everything there is, then whatever changes, samples and capabilities.

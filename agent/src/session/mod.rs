@@ -21,12 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use crate::capabilities;
 use crate::console::Tunnels;
 use crate::host::Host;
 use crate::identity::{Identity, IdentityError};
-use crate::line::dial;
 
 /// First wait before dialling again: a leader change takes about a second, and then every try counts.
 const BACKOFF_MIN_MS: u64 = 50;
@@ -67,6 +67,7 @@ pub(super) struct Opened {
     pub(super) incoming: Streaming<v1::ToAgent>,
     pub(super) welcome: v1::Welcome,
     pub(super) endpoint: String,
+    pub(super) channel: Channel,
 }
 
 /// What lasts over sessions.
@@ -113,13 +114,21 @@ pub(crate) async fn attend(
             }
         }
         match refused {
-            Some(fault) if fault.code == ErrorCode::Unauthenticated && !agent.known => {
+            Some(fault)
+                if matches!(fault.code, ErrorCode::Unauthenticated | ErrorCode::Forbidden)
+                    && !agent.known =>
+            {
                 return Err(agent.identity.refused(fault.message));
             }
             Some(fault) if fault.code == ErrorCode::AlreadyExists && !agent.known => {
                 return Err(agent.identity.rivalled(fault.message));
             }
-            Some(fault) if matches!(fault.code, ErrorCode::Unauthenticated | ErrorCode::AlreadyExists) => {
+            Some(fault)
+                if matches!(
+                    fault.code,
+                    ErrorCode::Unauthenticated | ErrorCode::Forbidden | ErrorCode::AlreadyExists
+                ) =>
+            {
                 wait_ms = REFUSED_WAIT_MS;
             }
             _ => {}
@@ -164,12 +173,17 @@ impl Agent {
 
     /// Dials, says Hello, and waits to be welcome.
     async fn open(&self, endpoint: String) -> Result<Opened, End> {
-        let mut gate =
-            v1::agent_gate_client::AgentGateClient::new(dial(&endpoint).await.map_err(End::Broken)?)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let channel = self.host.line.dial(&endpoint).await.map_err(End::Broken)?;
+        let mut gate = v1::agent_gate_client::AgentGateClient::new(channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (outgoing, waiting) = mpsc::channel(OUTGOING_MAX);
         let hello = v1::FromAgent { message: Some(Up::Hello(self.hello())) };
-        let broken = |status: tonic::Status| End::Broken(status.into());
+        let broken = |status: tonic::Status| {
+            let fault = Fault::from(status);
+            // The gate has turned this host's certificate away: only a person can change that.
+            let refused = matches!(fault.code, ErrorCode::Unauthenticated | ErrorCode::Forbidden);
+            if refused { End::Goodbye(fault) } else { End::Broken(fault) }
+        };
         let closed = || End::Broken(Fault::new(ErrorCode::Unavailable, "the controller closed the stream"));
         outgoing.try_send(hello).map_err(|_| closed())?;
         let answered = async {
@@ -185,14 +199,13 @@ impl Agent {
         let late =
             |_| End::Broken(Fault::new(ErrorCode::Deadline, format!("{endpoint} did not answer Hello")));
         let (incoming, welcome) = timeout(WELCOME_TIMEOUT, answered).await.map_err(late)??;
-        Ok(Opened { outgoing, incoming, welcome, endpoint })
+        Ok(Opened { outgoing, incoming, welcome, endpoint, channel })
     }
 
     fn hello(&self) -> v1::Hello {
         v1::Hello {
             cluster_uid: self.identity.cluster.to_string(),
             host_uid: self.identity.host.to_string(),
-            secret: self.identity.secret.expose().to_owned(),
             instance: self.instance.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: Some(capabilities::look(&self.host, &self.drivers).into()),

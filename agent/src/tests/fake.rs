@@ -1,22 +1,33 @@
 //! A controller that is told by the test what to say, and writes down what it hears.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dunlin_model::desired::{ActOrder, Assignment, DesiredSet};
+use dunlin_model::identity::Authority;
 use dunlin_model::observed::{ActReport, ObservedVm};
-use dunlin_model::{ErrorCode, HostId, Revision, TaskId, VmId};
+use dunlin_model::{
+    ControllerId, ErrorCode, HostId, Identity, Revision, Role, Secret, TaskId, Timestamp, VmId,
+};
+use dunlin_pki::{
+    CertificateDer, Clock, Dialer, Grant, JoinToken, KeyPair, Keyring, PublicKey, Ring, Shown, Trust,
+    fingerprint, pem_certificates, sign,
+};
 use dunlin_proto::v1::agent_gate_server::{AgentGate, AgentGateServer};
 use dunlin_proto::v1::fleet_server::FleetServer;
 use dunlin_proto::v1::from_agent::Message as Up;
+use dunlin_proto::v1::identities_server::{Identities, IdentitiesServer};
 use dunlin_proto::v1::to_agent::Message as Down;
 use dunlin_proto::{Fault, v1};
 use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::blobs::Blobs;
@@ -24,7 +35,74 @@ use super::blobs::Blobs;
 /// How long anything may take before the test fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) const TOKEN: &str = "once-only";
+/// The secret of the one token that is taken.
+const SECRET: &str = "0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0ce0";
+
+/// The authority of every controller that is played in this process.
+fn authority() -> &'static Authority {
+    static MADE: OnceLock<Authority> = OnceLock::new();
+    MADE.get_or_init(|| dunlin_pki::make(Clock::system().now()).unwrap())
+}
+
+fn roots() -> Vec<CertificateDer<'static>> {
+    pem_certificates(&authority().certificate).unwrap()
+}
+
+fn certificate(identity: Identity, key: &PublicKey, issued: Timestamp, expires: Timestamp) -> String {
+    sign(authority(), key, &Grant { identity, serial: 1, issued, expires, names: Vec::new() }).unwrap()
+}
+
+fn ring(identity: Identity) -> Ring {
+    let key = KeyPair::generate().unwrap();
+    let issued = Clock::system().now();
+    let expires = Timestamp(issued.0 + 3_600_000);
+    let certificate = certificate(identity, &key.public(), issued, expires);
+    let shown = Shown { key: key.to_pem(), certificate, issued, expires };
+    Ring { shown: Some(shown), trust: Trust::Roots(roots()), beside: roots() }
+}
+
+/// A token that is taken, or one with another secret.
+pub(super) fn token(secret: &str) -> Secret {
+    let secret = if secret.is_empty() { SECRET } else { secret };
+    let fingerprint = fingerprint(&roots()[0]);
+    Secret::new(JoinToken { role: Role::Host, secret: Secret::new(secret), fingerprint }.text())
+}
+
+/// Dials as some host would that has joined.
+pub(crate) fn dialer() -> Dialer {
+    let host = Identity::Host(HostId(uuid::Uuid::from_u128(99)));
+    Keyring::new(ring(host), Clock::system()).unwrap().dialer()
+}
+
+/// A connection with TLS, as tonic takes it.
+struct Secured(tokio_rustls::server::TlsStream<tokio::net::TcpStream>);
+
+impl tonic::transport::server::Connected for Secured {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
 pub(super) const CLUSTER: &str = "00000000-0000-0000-0000-0000000000c1";
 
 /// What one host has reported, as the leader would hold it.
@@ -50,6 +128,10 @@ pub(super) struct State {
     pub(super) redirect: Option<String>,
     /// Says Goodbye unauthenticated to everybody.
     pub(super) dismisses: bool,
+    /// Certificates are given as if half of their life were over.
+    pub(super) stale: bool,
+    /// Keys that certificates were renewed for.
+    pub(super) renewals: Vec<Vec<u8>>,
     /// Answers of Join that get lost on the way.
     pub(super) lose_answers: u32,
     pub(super) tunnels: BTreeMap<String, (String, Vec<u8>, bool)>,
@@ -81,7 +163,7 @@ impl Fake {
     pub(super) async fn start() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = format!("https://{}", listener.local_addr().unwrap());
         let changed = Arc::new(watch::channel(0).0);
         let fake = Self { endpoint, state: Arc::default(), changed, server: Arc::default() };
         let serving = fake.clone();
@@ -89,10 +171,24 @@ impl Fake {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let (done, secured) = mpsc::channel(16);
+            tokio::spawn(async move {
+                let one = ring(Identity::Controller(ControllerId(1)));
+                let acceptor = tokio_rustls::TlsAcceptor::from(dunlin_pki::acceptor(&one, None).unwrap());
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (acceptor, done) = (acceptor.clone(), done.clone());
+                    tokio::spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            let _ = done.send(Ok::<_, io::Error>(Secured(stream))).await;
+                        }
+                    });
+                }
+            });
             let server = tonic::transport::Server::builder()
                 .add_service(AgentGateServer::new(serving.clone()))
+                .add_service(IdentitiesServer::new(serving.clone()))
                 .add_service(FleetServer::new(serving));
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            server.serve_with_incoming(ReceiverStream::new(secured)).await.unwrap();
         });
         *fake.server.0.lock().unwrap() = Some(runtime);
         fake
@@ -211,32 +307,83 @@ impl Fake {
     }
 }
 
-#[tonic::async_trait]
-impl AgentGate for Fake {
-    type SessionStream = ReceiverStream<Result<v1::ToAgent, Status>>;
-    type TunnelStream = Pin<Box<dyn Stream<Item = Result<v1::TunnelChunk, Status>> + Send>>;
+impl Fake {
+    fn credentials(&self, identity: Identity, key: &[u8]) -> v1::Credentials {
+        let now = Clock::system().now().0;
+        let past = if self.state.lock().unwrap().stale { 3_600_000 } else { 0 };
+        let (issued, expires) = (Timestamp(now - past), Timestamp(now + 3_600_000));
+        let key = PublicKey::parse(key).unwrap();
+        v1::Credentials {
+            identity: identity.to_string(),
+            certificate: certificate(identity, &key, issued, expires),
+            issued_ms: issued.0,
+            expires_ms: expires.0,
+            authorities: authority().certificate.clone(),
+            cluster_uid: CLUSTER.to_owned(),
+            controllers: vec![self.endpoint.clone()],
+        }
+    }
+}
 
-    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+#[tonic::async_trait]
+impl Identities for Fake {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Credentials>, Status> {
         let request = request.into_inner();
-        if request.token != TOKEN {
+        if request.token != SECRET {
             return Err(Fault::new(ErrorCode::Unauthenticated, "the token is unknown").into());
         }
         self.with(|state| {
             if state.joins.iter().any(|join| join.host_uid != request.host_uid && join.name == request.name) {
-                return Err(Fault::new(ErrorCode::AlreadyExists, "there is a host of that name").into());
+                return Err(Status::from(Fault::new(
+                    ErrorCode::AlreadyExists,
+                    "there is a host of that name",
+                )));
             }
             state.joins.push(request.clone());
             if state.lose_answers > 0 {
                 state.lose_answers -= 1;
                 return Err(Status::unavailable("the answer is lost"));
             }
-            Ok(Response::new(v1::JoinResponse {
-                cluster_uid: CLUSTER.to_owned(),
-                host_uid: request.host_uid,
-                controllers: vec![self.endpoint.clone()],
-            }))
-        })
+            Ok(())
+        })?;
+        let identity = Identity::Host(request.host_uid.parse().unwrap());
+        Ok(Response::new(self.credentials(identity, &request.public_key)))
     }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Credentials>, Status> {
+        let key = request.into_inner().public_key;
+        let host = self.with(|state| {
+            state.stale = false;
+            state.renewals.push(key.clone());
+            state.joins[0].host_uid.parse().unwrap()
+        });
+        Ok(Response::new(self.credentials(Identity::Host(host), &key)))
+    }
+
+    async fn who_am_i(&self, _: Request<v1::WhoAmIRequest>) -> Result<Response<v1::WhoAmIResponse>, Status> {
+        Err(Status::unimplemented("no agent asks for this"))
+    }
+
+    async fn revoke(&self, _: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        Err(Status::unimplemented("no agent asks for this"))
+    }
+
+    async fn show_authorities(
+        &self,
+        _: Request<v1::ShowAuthoritiesRequest>,
+    ) -> Result<Response<v1::Authorities>, Status> {
+        Err(Status::unimplemented("no agent asks for this"))
+    }
+
+    async fn rotate(&self, _: Request<v1::RotateRequest>) -> Result<Response<v1::Authorities>, Status> {
+        Err(Status::unimplemented("no agent asks for this"))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentGate for Fake {
+    type SessionStream = ReceiverStream<Result<v1::ToAgent, Status>>;
+    type TunnelStream = Pin<Box<dyn Stream<Item = Result<v1::TunnelChunk, Status>> + Send>>;
 
     async fn session(
         &self,

@@ -24,7 +24,7 @@ fn image(fake: &Fake, format: ImageFormat, bytes: &[u8]) -> ImageSpec {
 async fn fetching() {
     let (empty, fake) = (Fake::start().await, Fake::start().await);
     let dir = TempDir::new().unwrap();
-    let line = Arc::new(Line::new([empty.endpoint.clone(), fake.endpoint.clone()]));
+    let line = Arc::new(Line::new([empty.endpoint.clone(), fake.endpoint.clone()], dialer()));
     let images = Images::open(dir.path().join("images"), line).unwrap();
     let name: Name = "golden".parse().unwrap();
     let bytes: Vec<u8> = (0..10_500_u32).map(|at| (at % 241) as u8).collect();

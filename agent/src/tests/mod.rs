@@ -15,13 +15,14 @@ use dunlin_model::capabilities::DriverName;
 use dunlin_model::desired::{Assignment, Role};
 use dunlin_model::observed::{ObservedVm, Process};
 use dunlin_model::vm::{Power, SimSpec, VmSpec};
-use dunlin_model::{HostId, Incarnation, Labels, Secret, VmId};
+use dunlin_model::{HostId, Incarnation, Labels, VmId};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::{Config, Error, SimulatedHost, run_with};
-use fake::{Fake, PATIENCE, TOKEN};
+pub(crate) use fake::dialer;
+use fake::{Fake, PATIENCE, token};
 
 /// A host: its data folder outlives its agent.
 struct House {
@@ -37,7 +38,7 @@ impl House {
         let config = Config {
             data_dir: dir.path().to_owned(),
             controllers: controllers.iter().map(|fake| fake.endpoint.clone()).collect(),
-            token: Some(Secret::new(TOKEN)),
+            token: Some(token("")),
             name: name.parse().unwrap(),
             labels: Labels::new(),
             address: "127.0.0.1".to_owned(),

@@ -6,10 +6,12 @@ mod process;
 mod record;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::host::HostPhase;
-use dunlin_model::{Kind, Object};
+use dunlin_model::{ControllerId, Kind, Object};
+use dunlin_pki::{Clock, Keyring, Trust, read_roots};
 use dunlin_proto::v1;
 use tokio::time::Instant;
 
@@ -19,9 +21,11 @@ use crate::args::{DownArgs, Namespaces, UpArgs};
 use crate::client::{Fleet, idempotency_key};
 use crate::context::Contexts;
 use crate::failure::Failure;
+use crate::identity::Files;
 use crate::output;
+use crate::verbs::enrol;
 
-/// Until every controller and agent must be there: TLS-free starts take a second, a cold and busy machine many.
+/// Until every controller and agent must be there: starts take a second, a cold and busy machine many.
 const UP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between looks at what is not there yet.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -52,23 +56,28 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
         namespace::make(&plan)?;
     }
     let mut daemons = Vec::new();
+    identities(&plan, &dir)?;
     for id in 1..=plan.controllers {
         let daemon = controller(&plan, &dir, id)?;
         if daemon.start()? {
-            output::remark(&format!("controller {id} started: http://{}", plan.api_address(id)));
+            output::remark(&format!("controller {id} started: https://{}", plan.api_address(id)));
         }
         daemons.push(daemon);
     }
     let endpoints: Vec<_> =
-        (1..=plan.controllers).map(|id| format!("http://{}", plan.api_address(id))).collect();
-    let fleet = Fleet::new(&endpoints)?;
+        (1..=plan.controllers).map(|id| format!("https://{}", plan.api_address(id))).collect();
+    // On this machine nobody has to prove more than who runs it.
+    let sockets: Vec<_> = (1..=plan.controllers).map(|id| enrol::socket(&data(&dir, id))).collect();
+    let near = Fleet::new(&sockets, None)?;
+    answering(&near, &daemons).await?;
+    let keyring = admin(&near, &dir, contexts).await?;
     let mut known = Contexts::read(contexts)?;
-    known.set(CONTEXT, endpoints);
+    known.set(CONTEXT, endpoints.clone());
     known.write(contexts)?;
-    answering(&fleet, &daemons).await?;
+    let fleet = Fleet::new(&endpoints, Some(keyring))?;
     for number in 1..=plan.hosts {
         let mut daemon = agent(&plan, &dir, number)?;
-        if !dir.join(format!("host-{number}/data/identity.json")).exists() {
+        if !dir.join(format!("host-{number}/data/identity.pem")).exists() {
             daemon.token = Some(token(&fleet).await?);
         }
         if daemon.start()? {
@@ -98,12 +107,44 @@ pub(crate) fn down(args: &DownArgs, contexts: &Path) -> Result<(), Failure> {
     }
     std::fs::remove_dir_all(&dir).map_err(Failure::io(format!("removing {}", dir.display())))?;
     let mut known = Contexts::read(contexts)?;
+    Files::of(contexts, CONTEXT).remove();
     if known.contexts.remove(CONTEXT).is_some() {
         known.current = known.current.filter(|name| name != CONTEXT);
         known.write(contexts)?;
     }
     output::remark(&format!("stopped {stopped} processes, removed {}", dir.display()));
     Ok(())
+}
+
+fn data(dir: &Path, id: u8) -> PathBuf {
+    dir.join(format!("controller-{id}/data"))
+}
+
+/// Gives the controllers their identities, before they run for the first time.
+fn identities(plan: &FleetRecord, dir: &Path) -> Result<(), Failure> {
+    if data(dir, 1).join("tls/identity.pem").exists() {
+        return Ok(());
+    }
+    let ids = (1..=plan.controllers).map(|id| ControllerId(u64::from(id)));
+    let hosts = ids.map(|id| (id, plan.controller_host())).collect();
+    let bundles = dunlin_controller::bundle(Clock::system().now(), &hosts)?;
+    // The first one last: with it they are whole.
+    for (id, bundle) in bundles.iter().rev() {
+        bundle.write(&dir.join(format!("controller-{id}/data/tls")))?;
+    }
+    Ok(())
+}
+
+/// Who the user is to this fleet: as before, or enrolled now.
+async fn admin(near: &Fleet, dir: &Path, contexts: &Path) -> Result<Arc<Keyring>, Failure> {
+    let files = Files::of(contexts, CONTEXT);
+    let ours = read_roots(&data(dir, 1).join("tls/ca.pem"))?.map(Trust::Roots);
+    if let Some(keyring) = files.open()?.filter(|keyring| Some(keyring.ring().trust) == ours) {
+        return Ok(keyring);
+    }
+    let name = "admin".parse().expect("a word is a name");
+    enrol::enroll(near, name, contexts, CONTEXT).await?;
+    files.open()?.ok_or_else(|| Failure::Local("the identity that was just written is not there".into()))
 }
 
 /// A fleet that exists is started as it was; what was asked for beside that is not passed over in silence.
@@ -168,7 +209,7 @@ fn agent(plan: &FleetRecord, dir: &Path, number: u8) -> Result<Daemon, Failure> 
     let drivers: Vec<_> = plan.drivers.iter().map(ToString::to_string).collect();
     say("--driver", drivers.join(","));
     for id in 1..=plan.controllers {
-        say("--controller", format!("http://{}", plan.api_address(id)));
+        say("--controller", format!("https://{}", plan.api_address(id)));
     }
     let namespace = plan.namespaces.then(|| plan.namespace(number));
     Daemon::new(dir.join(format!("host-{number}")), words, namespace)
@@ -187,8 +228,11 @@ async fn answering(fleet: &Fleet, daemons: &[Daemon]) -> Result<(), Failure> {
 }
 
 async fn token(fleet: &Fleet) -> Result<String, Failure> {
-    let request =
-        v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s: TOKEN_TTL_S, dry_run: false };
+    let request = v1::CreateTokenRequest {
+        idempotency_key: idempotency_key(),
+        ttl_s: TOKEN_TTL_S,
+        ..v1::CreateTokenRequest::default()
+    };
     Ok(fleet.call(async |mut client| client.create_token(request.clone()).await).await?.token)
 }
 

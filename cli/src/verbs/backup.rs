@@ -18,7 +18,7 @@ use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
-    /// The file to write; it holds hashes of secrets and the passwords of screens
+    /// The file to write; it holds the authority's key, hashes of secrets and the passwords of screens
     file: PathBuf,
     /// Take what the asked controller has, without the leader: for a cluster that has lost its quorum
     #[arg(long)]
@@ -100,10 +100,11 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
     let target = backup::Target {
         id: member.id,
         data_dir: data_dir.clone(),
-        api_endpoint: format!("http://{}", member.api),
+        api_endpoint: format!("https://{}", member.api),
         raft_endpoint: member.raft.clone(),
         new_identity: args.new_identity,
     };
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let (head, cluster) = backup::restore(&args.file, &target).map_err(local)?;
     output::line(&format!("restored {}", described(&head)))?;
     output::line(&format!("into {}, controller {} of cluster {cluster}", data_dir.display(), member.id))?;

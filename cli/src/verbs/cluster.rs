@@ -3,7 +3,7 @@
 use clap::Args;
 use dunlin_model::cluster::{BalanceMode, ClusterSpec, PlacementPolicy};
 use dunlin_model::{Invalid, Kind, Object, Timestamp};
-use dunlin_proto::v1;
+use dunlin_proto::{Wire as _, v1};
 use serde_json::json;
 
 use super::vm_flags::{VmFlags, once, set, word};
@@ -183,8 +183,10 @@ async fn capacity(session: &Session, args: CapacityArgs) -> Result<(), Failure> 
 }
 
 pub(crate) async fn token(session: &Session, verb: TokenVerb) -> Result<(), Failure> {
-    let TokenVerb::Create { ttl_s } = verb;
-    let request = v1::CreateTokenRequest { idempotency_key: idempotency_key(), ttl_s, dry_run: false };
+    let TokenVerb::Create { ttl_s, role } = verb;
+    let (idempotency_key, role) = (idempotency_key(), role.to_wire());
+    let request =
+        v1::CreateTokenRequest { idempotency_key, ttl_s, role, ..v1::CreateTokenRequest::default() };
     let made = session.fleet.call(async |mut client| client.create_token(request.clone()).await).await?;
     match session.format {
         Format::Table | Format::Wide => output::line(&made.token),

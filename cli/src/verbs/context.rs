@@ -2,23 +2,33 @@
 
 use std::path::Path;
 
-use dunlin_model::Invalid;
+use dunlin_model::{ErrorCode, Invalid};
+use dunlin_proto::Fault;
+use serde_json::json;
 
+use super::{Surroundings, enrol, open};
 use crate::args::{ContextVerb, Format};
 use crate::client::endpoint;
-use crate::context::Contexts;
+use crate::context::{Contexts, check_name};
 use crate::failure::Failure;
+use crate::identity::{Files, who};
 use crate::output;
 
-pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), Failure> {
+pub(crate) async fn run(verb: ContextVerb, around: &Surroundings, format: Format) -> Result<(), Failure> {
+    let path = around.contexts.as_path();
     let mut contexts = Contexts::read(path)?;
     match verb {
-        ContextVerb::List => return list(&contexts, format),
+        ContextVerb::List => return list(&contexts, path, format),
+        ContextVerb::Show => return show(&contexts, path, format),
+        ContextVerb::Join(args) => return enrol::join(args, path).await,
+        ContextVerb::Renew => {
+            let session = open(&[], None, around, format)?;
+            let nobody = || Fault::new(ErrorCode::Unauthenticated, "the context has no certificate to renew");
+            let (_, files) = session.own.as_ref().ok_or_else(nobody)?;
+            return enrol::renew(&session.fleet, files).await;
+        }
         ContextVerb::Set { name, endpoints } => {
-            if name.is_empty() || name.chars().any(char::is_whitespace) {
-                let problem = format!("{name:?} is no name for a context");
-                return Err(Invalid::new("NAME", problem, "text without spaces").into());
-            }
+            check_name(&name)?;
             let endpoints = endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
             contexts.set(&name, endpoints);
         }
@@ -28,7 +38,33 @@ pub(crate) fn run(verb: ContextVerb, path: &Path, format: Format) -> Result<(), 
     Ok(())
 }
 
-fn list(contexts: &Contexts, format: Format) -> Result<(), Failure> {
+/// Who one is in a context, and until when.
+fn identity(path: &Path, name: &str) -> Result<Option<(String, String)>, Failure> {
+    let keyring = Files::of(path, name).open()?;
+    let found = keyring.and_then(|keyring| who(&keyring));
+    Ok(found.map(|(identity, expires)| (identity.to_string(), expires.to_string())))
+}
+
+fn show(contexts: &Contexts, path: &Path, format: Format) -> Result<(), Failure> {
+    let endpoints = contexts.endpoints(None)?;
+    let name = contexts.current.clone().unwrap_or_default();
+    let (identity, expires) = identity(path, &name)?.unzip();
+    match format {
+        Format::Json | Format::Yaml => {
+            let told =
+                json!({"name": name, "endpoints": endpoints, "identity": identity, "expires": expires});
+            output::value(format, &told)
+        }
+        Format::Table | Format::Wide => {
+            output::line(&format!("context    {name}"))?;
+            output::line(&format!("endpoints  {}", endpoints.join(",")))?;
+            output::line(&format!("identity   {}", identity.as_deref().unwrap_or("nobody")))?;
+            expires.map_or(Ok(()), |expires| output::line(&format!("expires    {expires}")))
+        }
+    }
+}
+
+fn list(contexts: &Contexts, path: &Path, format: Format) -> Result<(), Failure> {
     match format {
         Format::Json => {
             output::line(&serde_json::to_string_pretty(contexts).expect("a map of strings is JSON"))
@@ -36,7 +72,8 @@ fn list(contexts: &Contexts, format: Format) -> Result<(), Failure> {
         Format::Yaml => output::line(&serde_norway::to_string(contexts).expect("a map of strings is YAML")),
         Format::Table | Format::Wide => contexts.contexts.iter().try_for_each(|(name, context)| {
             let mark = if contexts.current.as_deref() == Some(name) { "*" } else { " " };
-            output::line(&format!("{mark} {name}  {}", context.endpoints.join(",")))
+            let who = identity(path, name)?.map_or_else(|| "nobody".to_owned(), |(identity, _)| identity);
+            output::line(&format!("{mark} {name}  {who}  {}", context.endpoints.join(",")))
         }),
     }
 }

@@ -2,10 +2,10 @@
 
 use dunlin_model::host::Host;
 use dunlin_model::task::Act;
-use dunlin_model::{ErrorCode, Kind, Object};
+use dunlin_model::{ErrorCode, Kind, Object, Role};
 use dunlin_proto::{Fault, v1};
 
-use super::{Session, host_set, listing};
+use super::{Session, authority, host_set, listing};
 use crate::args::{HostVerb, WaitArgs};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -23,6 +23,7 @@ pub(crate) async fn run(session: &Session, verb: HostVerb) -> Result<(), Failure
         HostVerb::Set(args) => host_set::run(session, args).await,
         HostVerb::Drain { names, dry_run: true, .. } => drain_plan(session, names).await,
         HostVerb::Drain { names, wait, .. } => drain(session, names, wait).await,
+        HostVerb::Revoke { name } => authority::revoke(session, Role::Host, name).await,
         HostVerb::Remove { name, force } => {
             let gone = delete(session, Kind::Host, &name, force).await?;
             output::done(session.format, "removed", &gone)

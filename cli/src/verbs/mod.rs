@@ -1,6 +1,7 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
 pub(crate) mod apply;
+pub(crate) mod authority;
 pub(crate) mod backup;
 pub(crate) mod balance;
 pub(crate) mod cluster;
@@ -8,6 +9,7 @@ pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod controller;
 pub(crate) mod document;
+pub(crate) mod enrol;
 pub(crate) mod explain;
 pub(crate) mod files;
 pub(crate) mod get;
@@ -24,13 +26,18 @@ pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dunlin_model::{Invalid, Kind};
+use dunlin_pki::Keyring;
+
+use self::authority::CaVerb;
 
 use crate::args::{Cli, ControllerArgs, EventVerb, Format, Noun};
 use crate::client::Fleet;
 use crate::context::Contexts;
 use crate::failure::Failure;
+use crate::identity::Files;
 use crate::output;
 
 /// What every verb is given.
@@ -38,6 +45,8 @@ use crate::output;
 pub(crate) struct Session {
     pub(crate) fleet: Fleet,
     pub(crate) format: Format,
+    /// Who the user is, and where that is kept; nobody on a local socket.
+    pub(crate) own: Option<(Arc<Keyring>, Files)>,
 }
 
 /// Where to find the fleet when nothing is typed, as `main` found out.
@@ -53,30 +62,41 @@ pub(crate) struct Surroundings {
 pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> {
     let format = cli.output;
     match cli.noun {
-        Noun::Context(verb) => return context::run(verb, &around.contexts, format),
+        Noun::Context(verb) => return context::run(verb, around, format).await,
+        Noun::Admin(verb) => return enrol::admin(verb, &around.contexts).await,
+        Noun::Ca(CaVerb::Init { dir, members }) => return authority::init(&dir, &members),
         Noun::Completions { shell } => return completions(shell),
         Noun::Errors => return output::line(&crate::errors::table()),
         Noun::Simulate(args) => return simulate::run(&args, format),
         _ => {}
     }
     let session = open(&cli.endpoint, cli.context.as_deref(), around, format)?;
-    match cli.noun {
-        Noun::Cluster(verb) => cluster::run(&session, verb).await,
-        Noun::Host(verb) => host::run(&session, verb).await,
-        Noun::Token(verb) => cluster::token(&session, verb).await,
-        Noun::Image(verb) => image::run(&session, verb).await,
-        Noun::Vm(verb) => vm::run(&session, verb).await,
-        Noun::Migration(verb) => record::run(&session, Kind::Migration, verb).await,
-        Noun::Task(verb) => record::run(&session, Kind::Task, verb).await,
-        Noun::Balance(verb) => balance::run(&session, verb).await,
-        Noun::Get(args) => get::run(&session, args).await,
-        Noun::Apply(args) => apply::run(&session, &args).await,
-        Noun::Diff(args) => apply::diff(&session, &args).await,
-        Noun::Delete(args) => apply::delete(&session, &args).await,
-        Noun::Explain(args) => explain::run(&session, args).await,
-        Noun::Event(EventVerb::List(args)) => listing::run(&session, Kind::Event, &args).await,
-        Noun::Controller(ControllerArgs { verb: Some(verb), .. }) => controller::run(&session, verb).await,
-        Noun::Backup(args) => backup::run(&session, &args).await,
+    let done = verb(&session, cli.noun).await;
+    if let Some((keyring, files)) = &session.own {
+        enrol::renew_when_due(&session.fleet, keyring, files).await;
+    }
+    done
+}
+
+async fn verb(session: &Session, noun: Noun) -> Result<(), Failure> {
+    match noun {
+        Noun::Cluster(verb) => cluster::run(session, verb).await,
+        Noun::Ca(verb) => authority::run(session, verb).await,
+        Noun::Host(verb) => host::run(session, verb).await,
+        Noun::Token(verb) => cluster::token(session, verb).await,
+        Noun::Image(verb) => image::run(session, verb).await,
+        Noun::Vm(verb) => vm::run(session, verb).await,
+        Noun::Migration(verb) => record::run(session, Kind::Migration, verb).await,
+        Noun::Task(verb) => record::run(session, Kind::Task, verb).await,
+        Noun::Balance(verb) => balance::run(session, verb).await,
+        Noun::Get(args) => get::run(session, args).await,
+        Noun::Apply(args) => apply::run(session, &args).await,
+        Noun::Diff(args) => apply::diff(session, &args).await,
+        Noun::Delete(args) => apply::delete(session, &args).await,
+        Noun::Explain(args) => explain::run(session, args).await,
+        Noun::Event(EventVerb::List(args)) => listing::run(session, Kind::Event, &args).await,
+        Noun::Controller(ControllerArgs { verb: Some(verb), .. }) => controller::run(session, verb).await,
+        Noun::Backup(args) => backup::run(session, &args).await,
         // Daemons and the local fleet are `main`'s: they need a runtime of their own.
         Noun::Controller(_)
         | Noun::Agent(_)
@@ -84,6 +104,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
         | Noun::Down(_)
         | Noun::Restore(_)
         | Noun::Context(_)
+        | Noun::Admin(_)
         | Noun::Completions { .. }
         | Noun::Simulate(_)
         | Noun::Errors => Ok(()),
@@ -91,7 +112,7 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
 }
 
 /// What was typed goes before the environment, and that before the context file.
-fn open(
+pub(crate) fn open(
     typed: &[String],
     context: Option<&str>,
     around: &Surroundings,
@@ -108,7 +129,16 @@ fn open(
         ([], None, Some(told)) if !told.is_empty() => told.split(',').map(str::to_owned).collect(),
         ([], context, _) => contexts()?.endpoints(context)?,
     };
-    Ok(Session { fleet: Fleet::new(&endpoints)?, format })
+    // Whatever endpoint is typed, one is who one is in the context.
+    let known = contexts()?;
+    let name = context.or(known.current.as_deref());
+    let files = name.map(|name| Files::of(&around.contexts, name));
+    let own = match files {
+        Some(files) => files.open()?.map(|keyring| (keyring, files)),
+        None => None,
+    };
+    let keyring = own.as_ref().map(|(keyring, _)| Arc::clone(keyring));
+    Ok(Session { fleet: Fleet::new(&endpoints, keyring)?, format, own })
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {

@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tonic::Request;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
+use crate::trust::CALLER_KEY;
+
 /// How long a call may take when its client does not say: longer than an election and a slow disk together.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// The deadline of calls that move an image between controllers: 2 GiB at 10 MiB/s, with room.
@@ -26,10 +28,10 @@ pub(crate) const CALLS_MAX: usize = 4_096;
 const MARGIN: Duration = Duration::from_millis(20);
 
 /// Metadata key that marks a call another controller has passed on: it goes no further.
-const FORWARDED_KEY: &str = "dunlin-forwarded";
+pub(crate) const FORWARDED_KEY: &str = "dunlin-forwarded";
 const TIMEOUT_KEY: &str = "grpc-timeout";
 /// What the client said and the leader must know too, when the call is passed on to it.
-const CARRIED_KEYS: [&str; 2] = ["authorization", "traceparent"];
+const CARRIED_KEYS: [&str; 3] = ["authorization", "traceparent", CALLER_KEY];
 
 /// The bounds of one call, and its place among those under way for as long as it is held.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Call {
     /// Passed on by another controller.
     pub(crate) forwarded: bool,
     carried: MetadataMap,
+    /// This controller asks for itself.
+    own: bool,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -63,7 +67,13 @@ impl Call {
             }
         }
         let deadline = Instant::now() + asked.min(most).saturating_sub(MARGIN);
-        Self { deadline, forwarded, carried, _place: None }
+        Self { deadline, forwarded, carried, own: false, _place: None }
+    }
+
+    /// A call of this controller's own.
+    pub(crate) fn own(most: Duration) -> Self {
+        let (deadline, carried) = (Instant::now() + most, MetadataMap::new());
+        Self { deadline, forwarded: false, carried, own: true, _place: None }
     }
 
     pub(crate) fn left(&self) -> Duration {
@@ -73,10 +83,17 @@ impl Call {
     /// The same request as it is passed on to the leader.
     pub(crate) fn pass_on<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        *request.metadata_mut() = self.carried.clone();
-        request.metadata_mut().insert(FORWARDED_KEY, MetadataValue::from_static("1"));
+        self.mark(request.metadata_mut());
         request.set_timeout(self.left());
         request
+    }
+
+    /// Marks what is passed on to the leader, and says whose it is. What this controller asks for itself is neither.
+    pub(crate) fn mark(&self, metadata: &mut MetadataMap) {
+        if !self.own {
+            *metadata = self.carried.clone();
+            metadata.insert(FORWARDED_KEY, MetadataValue::from_static("1"));
+        }
     }
 
     /// Runs `work` until the deadline.
@@ -96,11 +113,6 @@ fn overloaded() -> Fault {
         "{CALLS_MAX} calls are under way on this controller; nothing was done, come again in a moment"
     );
     Fault::new(ErrorCode::Overloaded, message)
-}
-
-/// Marks a stream that is passed on to the leader.
-pub(crate) fn mark_forwarded(metadata: &mut MetadataMap) {
-    metadata.insert(FORWARDED_KEY, MetadataValue::from_static("1"));
 }
 
 /// The `grpc-timeout` header: up to eight digits and a unit (gRPC over HTTP/2, "Requests").

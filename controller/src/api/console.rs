@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming};
 
-use super::call::{Call, mark_forwarded};
+use super::call::Call;
 use super::peers::fleet;
 use super::{Streamed, cut_short, reads};
 use crate::node::Node;
@@ -49,13 +49,14 @@ pub(super) async fn open(
         return connect(node, &ask, client).await;
     }
     match node.leader_endpoint().filter(|_| !call.forwarded) {
-        Some(endpoint) => pass_on(node, &endpoint, first, client).await,
+        Some(endpoint) => pass_on(node, &call, &endpoint, first, client).await,
         None => Err(Fault::new(ErrorCode::NotLeader, "the leader that consoles go through is not known")),
     }
 }
 
 async fn pass_on(
     node: &Node,
+    call: &Call,
     endpoint: &str,
     first: v1::ConsoleChunk,
     client: Chunks,
@@ -63,7 +64,7 @@ async fn pass_on(
     // When the client breaks off, its answer stream is dropped here, and with it the call to the leader.
     let rest = client.filter_map(|chunk| async { chunk.ok() });
     let mut request = Request::new(futures_util::stream::iter([first]).chain(rest));
-    mark_forwarded(request.metadata_mut());
+    call.mark(request.metadata_mut());
     let answer = fleet(node.peers.channel(endpoint)?).console(request).await?;
     Ok(Box::pin(answer.into_inner()))
 }

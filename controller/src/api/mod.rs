@@ -8,6 +8,7 @@ mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
 mod console;
+mod identities;
 mod many;
 mod operator;
 mod pages;
@@ -24,9 +25,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dunlin_model::invalid::in_range;
-use dunlin_model::{ErrorCode, Timestamp};
+use dunlin_model::{ErrorCode, Kind, Role, Secret, Timestamp};
+use dunlin_pki::{JoinToken, fingerprint, pem_certificates};
 use dunlin_proto::v1::fleet_server::{Fleet, FleetServer};
-use dunlin_proto::{Fault, v1};
+use dunlin_proto::{Fault, Wire as _, read, v1};
 use dunlin_state::{Command, Outcome, Rejected, Write, apply};
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -34,15 +36,17 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
+pub(crate) use identities::{Holders, authorities, join_as_controller, renew_own};
 pub(crate) use operator::Operations;
 pub(crate) use pages::Pages;
-pub(crate) use peers::{Peers, cluster_of, gate};
+pub(crate) use peers::{Company, Peers, cluster_of, company};
 pub(crate) use reads::rejected_fault;
 pub(crate) use rest::{fallback as rest_fallback, router as rest_router};
 pub(crate) use streams::Streams;
 use writes::Ask;
 
 use crate::node::Node;
+use crate::trust::Peer;
 use crate::{clock, mint};
 
 /// Largest message taken or given. Objects are far smaller; lists and blobs are cut to fit.
@@ -127,12 +131,19 @@ impl Api {
     }
 
     async fn mint_token(&self, asked: v1::CreateTokenRequest) -> Result<v1::CreateTokenResponse, Fault> {
-        let token = mint::secret();
+        let role = read(asked.role, "role")?;
+        let view = self.node.replica.read();
+        let founding = || Fault::new(ErrorCode::Unavailable, "the cluster is being founded");
+        let signer = view.trust().signer().ok_or_else(founding)?;
+        let authority = pem_certificates(&signer.certificate).ok().and_then(|mut all| all.pop());
+        let fingerprint = fingerprint(&authority.ok_or_else(founding)?);
         let expires = Timestamp(clock::now().0 + asked.ttl_s * 1000);
         if asked.dry_run {
             return Ok(v1::CreateTokenResponse { token: String::new(), expires_ms: expires.0 });
         }
-        let write = Write::CreateToken { sha256: mint::sha256_hex(&token), expires };
+        let secret = mint::secret();
+        let write = Write::CreateToken { sha256: mint::sha256_hex(&secret), role, expires };
+        let token = JoinToken { role, secret: Secret::new(secret), fingerprint }.text();
         self.node.room.admit(&write)?;
         // A token is shown once and kept nowhere, so an answer cannot be given again: each try mints its own, and
         // the client's key is not used. A token whose answer was lost is nobody's, and expires.
@@ -189,6 +200,11 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all)]
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        // An agent asks which images there still are; the rest of the fleet is not its business.
+        let agent = request.extensions().get::<Peer>().is_some_and(|peer| peer.identity.role() == Role::Host);
+        if agent && request.get_ref().kind != Kind::Image.to_wire() {
+            return Err(Fault::new(ErrorCode::Forbidden, "an agent lists images only").into());
+        }
         let page = self.page(&request, false).await?;
         let next = page.next.map(|place| pages::token(request.get_ref(), &place));
         let mut answer = v1::ListResponse {

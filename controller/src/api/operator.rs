@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{CALL_DEADLINE, Call, mark_forwarded};
+use super::call::{CALL_DEADLINE, Call};
 use super::carry;
 use crate::backup;
 use crate::members::{self, Addition};
@@ -73,10 +73,10 @@ impl Operations {
         R: FnOnce(OperatorClient<Channel>, Request<Q>) -> RF,
         RF: Future<Output = Result<Response<Streaming<v1::OperationNews>>, Status>>,
     {
-        let forwarded = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?.forwarded;
-        if let Some(leader) = self.elsewhere(forwarded)? {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        if let Some(leader) = self.elsewhere(call.forwarded)? {
             let mut request = Request::new(request.into_inner());
-            mark_forwarded(request.metadata_mut());
+            call.mark(request.metadata_mut());
             return Ok(Response::new(Box::pin(remote(leader, request).await?.into_inner())));
         }
         let term =

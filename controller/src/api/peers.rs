@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dunlin_model::{ClusterId, Kind, Object};
+use dunlin_pki::{Dialer, NotOurs};
 use dunlin_proto::v1::advisor_client::AdvisorClient;
-use dunlin_proto::v1::agent_gate_client::AgentGateClient;
 use dunlin_proto::v1::fleet_client::FleetClient;
 use dunlin_proto::{Fault, v1};
 use tonic::Request;
@@ -27,12 +27,17 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 const PEERS_MAX: usize = 16;
 
 /// One connection per endpoint, made when it is first used and made again when it breaks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Peers {
+    dialer: Dialer,
     channels: Mutex<BTreeMap<String, Channel>>,
 }
 
 impl Peers {
+    pub(crate) fn new(dialer: Dialer) -> Self {
+        Self { dialer, channels: Mutex::default() }
+    }
+
     /// The connection to the controller at `endpoint`.
     pub(crate) fn channel(&self, endpoint: &str) -> Result<Channel, Fault> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,8 +51,7 @@ impl Peers {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .connect_with_connector_lazy(self.dialer.clone());
         channels.insert(endpoint.to_owned(), channel.clone());
         Ok(channel)
     }
@@ -63,9 +67,31 @@ pub(crate) fn advisor(channel: Channel) -> AdvisorClient<Channel> {
     AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// The agents' door over a connection.
-pub(crate) fn gate(channel: Channel) -> AgentGateClient<Channel> {
-    AgentGateClient::new(channel)
+/// What another controller turns out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Company {
+    /// Of that cluster.
+    Of(ClusterId),
+    /// Of another authority than this controller believes.
+    Foreign,
+    /// It does not say.
+    Silent,
+}
+
+/// Whose is the controller at `endpoint`?
+pub(crate) async fn company(peers: &Peers, endpoint: &str) -> Company {
+    if let Some(cluster) = cluster_of(peers, endpoint).await {
+        return Company::Of(cluster);
+    }
+    let address = endpoint.strip_prefix("https://").and_then(|rest| rest.rsplit_once(':'));
+    let Some((host, Ok(port))) = address.map(|(host, port)| (host, port.parse())) else {
+        return Company::Silent;
+    };
+    let dialled = tokio::time::timeout(ASK_TIMEOUT, peers.dialer.connect(host, port)).await;
+    match dialled {
+        Ok(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<NotOurs>()) => Company::Foreign,
+        _ => Company::Silent,
+    }
 }
 
 /// The cluster of the controller at `endpoint`, from its own copy; none when it does not say.

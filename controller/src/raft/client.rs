@@ -26,18 +26,19 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::Member;
 use super::identity::Identity;
 use super::log_store::Durable;
 use super::types::{
     LogId, Types, entry_to_wire, log_id_from_wire, log_id_to_wire, meta_to_wire, vote_from_wire, vote_to_wire,
 };
+use super::{Member, Wire};
 
 /// What a message may weigh: an append of 1 MiB that was topped by one command of 1 MiB, and its envelope.
 pub(super) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// How long a connection may take. A LAN answers in a millisecond; a missing host never does.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a connection may take, its handshake included. A LAN answers in a millisecond, a busy machine shakes hands in
+/// some; a missing host never does.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An idle connection is probed so often, and dropped when the probe is not answered within the second of these:
 /// otherwise the connection to a host that lost power would hang in retransmission long after it is back.
@@ -56,6 +57,7 @@ type RpcError<E = openraft::error::Infallible> = RPCError<u64, Member, RaftError
 #[derive(Clone)]
 pub(super) struct Network {
     identity: Arc<Identity>,
+    wire: Option<Wire>,
     peers: Arc<Mutex<HashMap<(u64, String), Peer>>>,
     /// The store each controller had when it first answered.
     stores: Arc<Mutex<HashMap<u64, u64>>>,
@@ -76,8 +78,12 @@ pub(super) struct Peer {
 }
 
 impl Network {
-    pub(super) fn new(identity: Arc<Identity>, durable: watch::Receiver<Durable>) -> Self {
-        Self { identity, peers: Arc::default(), stores: Arc::default(), durable }
+    pub(super) fn new(
+        identity: Arc<Identity>,
+        durable: watch::Receiver<Durable>,
+        wire: Option<Wire>,
+    ) -> Self {
+        Self { identity, wire, peers: Arc::default(), stores: Arc::default(), durable }
     }
 
     /// The connections to controller `id` at `address`.
@@ -88,8 +94,8 @@ impl Network {
             identity: Arc::clone(&self.identity),
             stores: Arc::clone(&self.stores),
             durable: self.durable.clone(),
-            log: connect(address),
-            other: connect(address),
+            log: connect(address, self.wire.as_ref()),
+            other: connect(address, self.wire.as_ref()),
             refused: Arc::default(),
         });
         peer.clone()
@@ -110,17 +116,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn connect(address: &str) -> Client {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+fn connect(address: &str, wire: Option<&Wire>) -> Client {
+    let scheme = if wire.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"));
     // An address that is none leads nowhere; every call says so.
     let endpoint = endpoint.unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid:1"));
-    let channel = endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE.0)
         .keep_alive_timeout(KEEP_ALIVE.1)
-        .keep_alive_while_idle(true)
-        .connect_lazy();
+        .keep_alive_while_idle(true);
+    let channel = match wire {
+        Some(wire) => endpoint.connect_with_connector_lazy(wire.keyring.dialer()),
+        None => endpoint.connect_lazy(),
+    };
     Client::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
@@ -173,7 +183,10 @@ impl Peer {
             // Refused, reset, timed out while connecting.
             Code::Unavailable => RPCError::Unreachable(Unreachable::new(status)),
             // The other side will not talk to us until somebody acts.
-            Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented => {
+            Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::Unimplemented
+            | Code::PermissionDenied => {
                 self.complain(status.message());
                 RPCError::Unreachable(Unreachable::new(status))
             }

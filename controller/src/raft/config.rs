@@ -7,12 +7,14 @@ use std::time::Duration;
 use dunlin_model::{ClusterId, ControllerId, Invalid};
 use serde::{Deserialize, Serialize};
 
+use super::Wire;
+
 /// One controller as the others reach it. Part of the replicated membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Where the raft transport listens: `host:port`.
     pub raft: String,
-    /// Where clients and agents are sent to: `http://host:port`. Only carried, never used here.
+    /// Where clients and agents are sent to: `https://host:port`. Only carried, never used here.
     #[serde(default)]
     pub api: String,
 }
@@ -29,6 +31,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the raft transport listens.
     pub listen: SocketAddr,
+    /// How controllers prove who they are to one another. None: not at all, for tests of the core alone.
+    pub wire: Option<Wire>,
     /// Heartbeat and election.
     pub timers: Timers,
     /// When the log is compacted.
@@ -46,6 +50,7 @@ impl Config {
             cluster: None,
             data_dir: data_dir.into(),
             listen,
+            wire: None,
             timers: Timers::default(),
             snapshots: SnapshotPolicy::default(),
             deadline: Duration::from_secs(5),

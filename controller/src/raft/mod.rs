@@ -34,6 +34,7 @@ mod snapshot;
 mod state_machine;
 mod types;
 mod watchman;
+mod wire;
 mod witness;
 mod writer;
 
@@ -49,3 +50,4 @@ pub use error::{Leader, MembershipError, OpenError, ProposeError, ReadError, Sto
 pub use machine::{Machine, Stamp, View};
 pub use replica::{Leadership, Metrics, Replica};
 pub use restore::restore;
+pub use wire::Wire;

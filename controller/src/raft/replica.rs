@@ -152,7 +152,7 @@ impl<M: Machine> Replica<M> {
         let Store { identity, log, closed, applier, snapshots, pending } = store;
         let view = applier.views();
         let bytes_since_snapshot = applier.bytes_since_snapshot();
-        let network = Network::new(Arc::clone(&identity), log.durable());
+        let network = Network::new(Arc::clone(&identity), log.durable(), config.wire.clone());
         let core = Arc::new(core_config(&config)?);
         let raft = Raft::new(config.id.0, core, network.clone(), log, applier).await;
         let raft = raft.map_err(|fatal| OpenError::Core(error_chain(&fatal)))?;
@@ -160,7 +160,7 @@ impl<M: Machine> Replica<M> {
         let reads = ReadIndex::start(raft.clone(), config.deadline);
         let (gone, leaders_gone) = mpsc::unbounded_channel();
         let service = Service { raft: raft.clone(), identity: Arc::clone(&identity), reads: reads.clone() };
-        let running = server::start(listener, service, gone);
+        let running = server::start(listener, config.wire.clone(), service, gone);
         tokio::spawn(elector::run(raft.clone(), config.id.0, leaders_gone));
         let (proposals, proposed) = mpsc::channel(proposer::QUEUE);
         tokio::spawn(proposer::run(raft.clone(), Arc::clone(&pending), proposed, config.deadline));

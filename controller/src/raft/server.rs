@@ -12,11 +12,11 @@ use dunlin_proto::v1::raft_transport_server::{RaftTransport, RaftTransportServer
 use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
@@ -29,6 +29,7 @@ use super::types::{
     DecodeError, Raft, Types, entry_from_wire, log_id_from_wire, log_id_to_wire, meta_from_wire,
     vote_from_wire, vote_to_wire,
 };
+use super::wire::{Line, Wire, lines};
 
 /// The service of one controller.
 pub(super) struct Service {
@@ -57,12 +58,17 @@ pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until stopped. The id of a controller whose connection closed is sent to `gone`.
-pub(super) fn start(listener: TcpListener, service: Service, gone: mpsc::UnboundedSender<u64>) -> Running {
+pub(super) fn start(
+    listener: TcpListener,
+    wire: Option<Wire>,
+    service: Service,
+    gone: mpsc::UnboundedSender<u64>,
+) -> Running {
     let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = TcpListenerStream::new(listener).map(move |stream| {
-        let stream = stream?;
-        stream.set_nodelay(true)?;
-        Ok::<_, io::Error>(Connection { stream, peer: Arc::default(), gone: gone.clone() })
+    let incoming = ReceiverStream::new(lines(listener, wire)).map(move |line| {
+        let line = line?;
+        let peer = Caller { proved: line.proved(), spoken: Arc::default() };
+        Ok::<_, io::Error>(Connection { line, peer, gone: gone.clone() })
     });
     let service = RaftTransportServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -80,17 +86,23 @@ pub(super) fn start(listener: TcpListener, service: Service, gone: mpsc::Unbound
 
 /// A connection that knows which controller it is from, and tells when it closes.
 struct Connection {
-    stream: TcpStream,
+    line: Line,
     peer: Caller,
     gone: mpsc::UnboundedSender<u64>,
 }
 
-/// The id of the controller at the other end; 0 until it has spoken.
-type Caller = Arc<AtomicU64>;
+/// The controller at the other end.
+#[derive(Clone)]
+struct Caller {
+    /// Whose certificate was shown.
+    proved: Option<u64>,
+    /// Its id, once it has spoken; 0 until then.
+    spoken: Arc<AtomicU64>,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let peer = self.peer.load(Ordering::Relaxed);
+        let peer = self.peer.spoken.load(Ordering::Relaxed);
         if peer != 0 {
             // Nobody listens while stopping.
             let _ = self.gone.send(peer);
@@ -101,7 +113,7 @@ impl Drop for Connection {
 impl Connected for Connection {
     type ConnectInfo = Caller;
     fn connect_info(&self) -> Caller {
-        Arc::clone(&self.peer)
+        self.peer.clone()
     }
 }
 
@@ -111,29 +123,29 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        Pin::new(&mut self.line).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.line).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.line).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.line).poll_shutdown(cx)
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.line).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.line.is_write_vectored()
     }
 }
 
@@ -141,7 +153,11 @@ impl Service {
     async fn admit(&self, caller: Option<Caller>, header: Option<wire::RaftHeader>) -> Result<(), Status> {
         let from = self.identity.admit(header).await?;
         if let Some(caller) = caller {
-            caller.store(from, Ordering::Relaxed);
+            if caller.proved.is_some_and(|proved| proved != from) {
+                let text = format!("the message is of controller {from}, the certificate of another");
+                return Err(Status::permission_denied(text));
+            }
+            caller.spoken.store(from, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use dunlin_model::cluster::{BalanceMode, BalanceSpec, ClusterSpec};
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome};
 use dunlin_model::observed::Sample;
 use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Timestamp, VmId};
+use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Role, Timestamp, VmId};
 use dunlin_state::{Command, MigrationEvent, Seen, Stamp, State, Write, apply, invariant};
 use uuid::Uuid;
 
@@ -59,14 +59,18 @@ impl Fleet {
 
     fn host(&mut self, number: u64) {
         let token = format!("t{number}");
-        self.write(Write::CreateToken { sha256: token.clone(), expires: Timestamp(self.now + 1_000) });
+        self.write(Write::CreateToken {
+            sha256: token.clone(),
+            role: Role::Host,
+            expires: Timestamp(self.now + 1_000),
+        });
         let (name, labels) = (format!("h{number}").parse().unwrap(), Labels::new());
         self.ok(&Command::JoinHost {
             token_sha256: token,
             uid: host(number),
             name,
             labels,
-            secret_sha256: String::new(),
+            ask: crate::testing::ask("key"),
         });
         let driver = DriverCapabilities {
             name: DriverName::Qemu,

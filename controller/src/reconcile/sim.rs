@@ -18,7 +18,7 @@ use dunlin_model::capabilities::{
 use dunlin_model::desired::DesiredSet;
 use dunlin_model::host::HostPhase;
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_model::{ClusterId, HostId, Incarnation, Labels, Timestamp, VmId};
+use dunlin_model::{ClusterId, HostId, Incarnation, Labels, Role, Timestamp, VmId};
 use dunlin_state::{Command, Stamp, State, Write, apply, invariant};
 use uuid::Uuid;
 
@@ -138,14 +138,14 @@ impl World {
         world.must(&Command::FoundCluster { uid, name: "sim".parse().unwrap(), controllers: Vec::new() });
         for index in 0..world.hosts.len() {
             let expires = Timestamp(now + 1_000_000);
-            let write = Write::CreateToken { sha256: format!("token{index}"), expires };
+            let write = Write::CreateToken { sha256: format!("token{index}"), role: Role::Host, expires };
             world.must(&Command::Write { key: format!("token{index}"), write });
             world.must(&Command::JoinHost {
                 token_sha256: format!("token{index}"),
                 uid: world.hosts[index].id,
                 name: format!("h{index}").parse().unwrap(),
                 labels: Labels::new(),
-                secret_sha256: "secret".to_owned(),
+                ask: crate::testing::ask("key"),
             });
         }
         world

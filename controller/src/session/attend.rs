@@ -19,12 +19,13 @@ use tracing::Instrument as _;
 
 use super::TO_AGENT_MAX;
 use super::hello::{Closed, Opened, admit};
-use super::join::endpoints;
 use super::seats::ToAgentSender;
+use crate::api::authorities;
 use crate::fleet::View;
 use crate::mint;
 use crate::node::Node;
 use crate::reconcile::{Report, is_news};
+use crate::trust::Peer;
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -57,8 +58,9 @@ pub(super) async fn attend(
     mut from_agent: Streaming<v1::FromAgent>,
     to_agent: ToAgentSender,
     address: Option<SocketAddr>,
+    peer: Peer,
 ) {
-    match admit(&node, &mut from_agent, to_agent.clone(), address).await {
+    match admit(&node, &mut from_agent, to_agent.clone(), address, peer).await {
         Ok(opened) => {
             let span = tracing::info_span!("session", host = %opened.host, session = opened.session);
             hold(&node, opened, from_agent, &to_agent).instrument(span).await;
@@ -104,6 +106,8 @@ struct Session<'a> {
     views: watch::Receiver<View>,
     /// What the host was last told.
     told: Option<DesiredSet>,
+    /// The authorities it was last told of, by their epoch.
+    trusted: Option<u64>,
     /// The host reported something that may change what it is to be told.
     reported: bool,
 }
@@ -116,7 +120,7 @@ impl<'a> Session<'a> {
         to_agent: &'a ToAgentSender,
     ) -> Self {
         let views = node.replica.watch();
-        Self { node, opened, from_agent, to_agent, views, told: None, reported: false }
+        Self { node, opened, from_agent, to_agent, views, told: None, trusted: None, reported: false }
     }
 
     async fn converse(&mut self) -> End {
@@ -220,6 +224,12 @@ impl<'a> Session<'a> {
     fn tell_desired(&mut self) -> Result<(), End> {
         let view = self.views.borrow_and_update().clone();
         let host = self.opened.host;
+        if view.host(host).is_some()
+            && !view.trust().admits(&self.opened.peer.identity, self.opened.peer.serial)
+        {
+            let message = format!("the certificate of host {host} was revoked");
+            return Err(End::Dismissed(Fault::new(ErrorCode::Unauthenticated, message)));
+        }
         match view.host(host).map(|host| (host.status.session, host.status.phase)) {
             None => {
                 let message = format!("host {host} was removed from the cluster");
@@ -229,6 +239,13 @@ impl<'a> Session<'a> {
             // Given up although it is held. The agent opens another one, and with it the host is Up again.
             Some((_, HostPhase::Down)) => return Err(End::Gone("the host counts as down")),
             Some(_) => {}
+        }
+        if self.trusted != Some(view.trust().epoch()) {
+            let trust = v1::Trust { authorities: authorities(view.trust()) };
+            if !say(self.to_agent, to_agent::Message::Trust(trust)) {
+                return Err(End::Gone("the agent does not take in what it is told"));
+            }
+            self.trusted = Some(view.trust().epoch());
         }
         let Some(desired) = self.node.board.desired_set(&view, host) else { return Ok(()) };
         if self.told.as_ref().is_some_and(|told| !is_news(&view, told, &desired)) {
@@ -241,6 +258,11 @@ impl<'a> Session<'a> {
         self.told = Some(desired);
         Ok(())
     }
+}
+
+/// Where the controllers are, for agents.
+fn endpoints(node: &Node) -> Vec<String> {
+    node.controllers().into_iter().map(|controller| controller.endpoint).collect()
 }
 
 async fn until(at: Option<Instant>) {

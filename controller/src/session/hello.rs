@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dunlin_model::capabilities::HostCapabilities;
-use dunlin_model::{ErrorCode, HostId};
+use dunlin_model::{ErrorCode, HostId, Identity};
 use dunlin_proto::v1::from_agent::Message;
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::{Command, State};
@@ -12,8 +12,8 @@ use tonic::Streaming;
 
 use super::seats::{Seat, ToAgentSender};
 use crate::api::{carry, rejected_fault};
-use crate::mint;
 use crate::node::Node;
+use crate::trust::Peer;
 
 /// How long an agent may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ pub(super) struct Opened {
     /// The leadership it belongs to.
     pub(super) term: u64,
     pub(super) seat: Seat,
+    pub(super) peer: Peer,
 }
 
 /// Why it did not open.
@@ -56,6 +57,7 @@ pub(super) async fn admit(
     from_agent: &mut Streaming<v1::FromAgent>,
     to_agent: ToAgentSender,
     address: Option<SocketAddr>,
+    peer: Peer,
 ) -> Result<Opened, Closed> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, from_agent.message()).await;
     let Ok(Ok(Some(v1::FromAgent { message: Some(Message::Hello(hello)) }))) = first else {
@@ -64,7 +66,7 @@ pub(super) async fn admit(
     let term = node.leading().ok_or(Closed::Elsewhere)?;
     // An older leader's view would do for a known host, but one that has just joined must be found.
     let view = node.replica.linearizable().await.map_err(|_| Closed::Elsewhere)?;
-    let host = identify(&view, &hello)?;
+    let host = identify(&view, &hello, &peer)?;
     let capabilities: HostCapabilities =
         read(hello.capabilities, "capabilities").map_err(|e| Closed::Refused(e.into()))?;
     let seat = node.sessions.seat(hello.instance, address, to_agent);
@@ -75,7 +77,7 @@ pub(super) async fn admit(
         return Err(Closed::Refused(Fault::new(ErrorCode::AlreadyExists, message)));
     }
     match open(node, term, host, hello.agent_version, capabilities).await {
-        Ok(session) => Ok(Opened { host, session, term, seat }),
+        Ok(session) => Ok(Opened { host, session, term, seat, peer }),
         Err(fault) => {
             node.sessions.leave(host, &seat);
             Err(fault.into())
@@ -83,7 +85,7 @@ pub(super) async fn admit(
     }
 }
 
-fn identify(state: &State, hello: &v1::Hello) -> Result<HostId, Fault> {
+fn identify(state: &State, hello: &v1::Hello, peer: &Peer) -> Result<HostId, Fault> {
     let stranger = |message: String| Fault::new(ErrorCode::Unauthenticated, message);
     let cluster = state.cluster().map(|cluster| cluster.metadata.uid.to_string());
     if cluster.as_ref() != Some(&hello.cluster_uid) {
@@ -92,10 +94,16 @@ fn identify(state: &State, hello: &v1::Hello) -> Result<HostId, Fault> {
         return Err(stranger(message));
     }
     let host: HostId = read(hello.host_uid.clone(), "host_uid")?;
-    let shown = mint::sha256_hex(&hello.secret);
-    match state.host_secret_sha256(host) {
-        Some(known) if mint::equal_in_constant_time(known, &shown) => Ok(host),
-        Some(_) => Err(stranger(format!("the secret shown is not that of host {host}"))),
+    if peer.identity != Identity::Host(host) {
+        let message =
+            format!("the certificate is that of {}, which may not speak for host {host}", peer.identity);
+        return Err(Fault::new(ErrorCode::Forbidden, message));
+    }
+    if !state.trust().admits(&peer.identity, peer.serial) {
+        return Err(stranger(format!("the certificate of host {host} was revoked")));
+    }
+    match state.host(host) {
+        Some(_) => Ok(host),
         None => Err(stranger(format!("no host {host} has joined, or it was removed"))),
     }
 }

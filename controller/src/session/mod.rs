@@ -1,8 +1,8 @@
-//! The agents' door: joining, the one session of each host, and tunnels.
+//! The agents' door: the one session of each host, and tunnels.
 //!
 //! ```text
 //!  Hello -> not the leader ------------------> Redirect
-//!        -> unknown, or the wrong secret ----> Goodbye unauthenticated
+//!        -> unknown, or another's certificate > Goodbye unauthenticated
 //!        -> another process of it is alive --> Goodbye already_exists
 //!        -> OpenSession committed -----------> Welcome, desired set; then
 //!             reports, capabilities <--> desired sets, pings
@@ -15,15 +15,15 @@
 mod attend;
 mod board;
 mod hello;
-mod join;
 mod seats;
 mod tunnels;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dunlin_proto::v1;
+use dunlin_model::ErrorCode;
 use dunlin_proto::v1::agent_gate_server::{AgentGate, AgentGateServer};
+use dunlin_proto::{Fault, v1};
 use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,8 +34,8 @@ pub(crate) use seats::Sessions;
 pub(crate) use tunnels::Tunnels;
 
 use crate::api::MESSAGE_BYTES_MAX;
-use crate::api::call::{CALL_DEADLINE, Call};
 use crate::node::Node;
+use crate::trust::Peer;
 
 /// Messages on their way to one agent. It takes them in at once; one that does not is cut by the pings.
 const TO_AGENT_MAX: usize = 64;
@@ -57,20 +57,16 @@ impl AgentGate for Gate {
     type SessionStream = ReceiverStream<Result<v1::ToAgent, Status>>;
     type TunnelStream = Pin<Box<dyn Stream<Item = Result<v1::TunnelChunk, Status>> + Send>>;
 
-    #[tracing::instrument(skip_all, fields(host = request.get_ref().name, uid = request.get_ref().host_uid))]
-    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
-        Ok(Response::new(join::join(&self.node, call, request.into_inner()).await?))
-    }
-
     async fn session(
         &self,
         request: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let address = request.remote_addr();
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Fault::new(ErrorCode::Unauthenticated, "no certificate was shown"))?;
         let (to_agent, receiver) = mpsc::channel(TO_AGENT_MAX);
         // Ends by itself when the agent goes, when the controller stops, and when it no longer leads.
-        tokio::spawn(attend::attend(Arc::clone(&self.node), request.into_inner(), to_agent, address));
+        tokio::spawn(attend::attend(Arc::clone(&self.node), request.into_inner(), to_agent, address, peer));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

@@ -11,8 +11,10 @@ use dunlin_model::capabilities::{
 use dunlin_model::desired::{DesiredSet, Role};
 use dunlin_model::observed::{EndCause, ObservedVm, Process};
 use dunlin_model::vm::Power;
-use dunlin_model::{HostId, VmId};
+use dunlin_model::{HostId, Timestamp, VmId};
+use dunlin_pki::{Clock, JoinToken, KeyPair, Keyring, Ring, Shown, Trust, pem_certificates};
 use dunlin_proto::v1::agent_gate_client::AgentGateClient;
+use dunlin_proto::v1::identities_client::IdentitiesClient;
 use dunlin_proto::v1::{from_agent, to_agent};
 use dunlin_proto::{Wire as _, read, v1};
 use tokio::sync::mpsc;
@@ -27,7 +29,8 @@ use crate::mint;
 pub(crate) struct FakeAgent {
     pub(crate) cluster_uid: String,
     pub(crate) host: HostId,
-    pub(crate) secret: String,
+    /// What it shows and believes.
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) instance: String,
     pub(crate) controllers: Vec<String>,
     /// What it was told last, and the sessions it held, each with the endpoint.
@@ -40,6 +43,7 @@ pub(crate) struct Seen {
     pub(crate) sessions: Vec<(u64, String)>,
     pub(crate) redirects: u32,
     pub(crate) goodbye: Option<v1::Goodbye>,
+    pub(crate) authorities: String,
 }
 
 /// One stream.
@@ -48,9 +52,13 @@ pub(crate) struct Link {
     pub(crate) from: Streaming<v1::ToAgent>,
 }
 
-fn gate(endpoint: &str) -> AgentGateClient<Channel> {
+fn channel(keyring: &Arc<Keyring>, endpoint: &str) -> Channel {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).unwrap();
-    AgentGateClient::new(endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy())
+    endpoint.connect_timeout(Duration::from_secs(1)).connect_with_connector_lazy(keyring.dialer())
+}
+
+fn gate(keyring: &Arc<Keyring>, endpoint: &str) -> AgentGateClient<Channel> {
+    AgentGateClient::new(channel(keyring, endpoint))
 }
 
 pub(crate) fn capabilities() -> HostCapabilities {
@@ -73,23 +81,46 @@ pub(crate) fn capabilities() -> HostCapabilities {
     }
 }
 
+/// Trades a token for a certificate, at a controller that is known by the token alone.
+pub(crate) async fn join(
+    endpoint: &str,
+    token: &str,
+    request: v1::JoinRequest,
+) -> Result<v1::Credentials, tonic::Status> {
+    let token: JoinToken = token.parse().unwrap();
+    let ring = Ring { shown: None, trust: Trust::Pinned(token.fingerprint), beside: Vec::new() };
+    let keyring = Keyring::new(ring, Clock::system()).unwrap();
+    let request = v1::JoinRequest { token: token.secret.expose().to_owned(), ..request };
+    let answer = IdentitiesClient::new(channel(&keyring, endpoint)).join(request).await?;
+    Ok(answer.into_inner())
+}
+
+/// What was given for a key, as it is shown.
+pub(crate) fn given(key: &KeyPair, answer: v1::Credentials) -> Arc<Keyring> {
+    let (issued, expires) = (Timestamp(answer.issued_ms), Timestamp(answer.expires_ms));
+    let shown = Shown { key: key.to_pem(), certificate: answer.certificate, issued, expires };
+    let roots = pem_certificates(&answer.authorities).unwrap();
+    let ring = Ring { shown: Some(shown), trust: Trust::Roots(roots), beside: Vec::new() };
+    Keyring::new(ring, Clock::system()).unwrap()
+}
+
 impl FakeAgent {
     pub(crate) async fn join(endpoint: &str, token: &str, name: &str) -> Self {
-        let (host, secret) = (HostId(mint::uuid()), mint::secret());
+        let (host, key) = (HostId(mint::uuid()), KeyPair::generate().unwrap());
         let request = v1::JoinRequest {
-            token: token.into(),
+            role: dunlin_model::Role::Host.to_wire(),
             name: name.into(),
-            labels: BTreeMap::new(),
             host_uid: host.to_string(),
-            secret_sha256: mint::sha256_hex(&secret),
+            public_key: key.public().as_bytes().to_vec(),
+            ..v1::JoinRequest::default()
         };
-        let answer = gate(endpoint).join(request).await.unwrap().into_inner();
+        let answer = join(endpoint, token, request).await.unwrap();
         Self {
-            cluster_uid: answer.cluster_uid,
+            cluster_uid: answer.cluster_uid.clone(),
             host,
-            secret,
+            controllers: answer.controllers.clone(),
+            keyring: given(&key, answer),
             instance: mint::secret(),
-            controllers: answer.controllers,
             seen: Arc::default(),
         }
     }
@@ -100,13 +131,12 @@ impl FakeAgent {
         let hello = v1::Hello {
             cluster_uid: self.cluster_uid.clone(),
             host_uid: self.host.to_string(),
-            secret: self.secret.clone(),
             instance: self.instance.clone(),
             agent_version: "fake".into(),
             capabilities: Some(capabilities().to_wire()),
         };
         to.send(v1::FromAgent { message: Some(from_agent::Message::Hello(hello)) }).await.unwrap();
-        let from = gate(endpoint).session(ReceiverStream::new(stream)).await?.into_inner();
+        let from = gate(&self.keyring, endpoint).session(ReceiverStream::new(stream)).await?.into_inner();
         Ok(Link { to, from })
     }
 
@@ -160,8 +190,11 @@ impl FakeAgent {
                     self.seen.lock().unwrap().goodbye = Some(goodbye);
                     return None;
                 }
+                to_agent::Message::Trust(trust) => {
+                    self.seen.lock().unwrap().authorities = trust.authorities;
+                }
                 to_agent::Message::OpenTunnel(order) => {
-                    tokio::spawn(echo(endpoint.to_owned(), order));
+                    tokio::spawn(echo(Arc::clone(&self.keyring), endpoint.to_owned(), order));
                 }
             }
         }
@@ -188,11 +221,12 @@ impl Link {
         let _ = self.to.send(v1::FromAgent { message: Some(from_agent::Message::Pong(pong)) }).await;
     }
 
-    /// The next message that is not a ping; pings are answered.
+    /// The next message that is neither a ping, which is answered, nor news of authorities.
     pub(crate) async fn next(&mut self) -> Option<to_agent::Message> {
         while let Ok(Some(v1::ToAgent { message: Some(message) })) = self.from.message().await {
             match message {
                 to_agent::Message::Ping(ping) => self.pong(ping.nonce).await,
+                to_agent::Message::Trust(_) => {}
                 other => return Some(other),
             }
         }
@@ -236,11 +270,11 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
 }
 
 /// A console that gives back what it is sent, in upper case.
-async fn echo(endpoint: String, order: v1::OpenTunnel) {
+async fn echo(keyring: Arc<Keyring>, endpoint: String, order: v1::OpenTunnel) {
     let (to, stream) = mpsc::channel(4);
     let hello = v1::TunnelChunk { tunnel: order.tunnel, data: b"login: ".to_vec(), ..Default::default() };
     to.send(hello).await.unwrap();
-    let Ok(answer) = gate(&endpoint).tunnel(ReceiverStream::new(stream)).await else { return };
+    let Ok(answer) = gate(&keyring, &endpoint).tunnel(ReceiverStream::new(stream)).await else { return };
     let mut from = answer.into_inner();
     while let Ok(Some(chunk)) = from.message().await {
         let data = chunk.data.to_ascii_uppercase();

@@ -1,21 +1,30 @@
 //! One to five controllers on loopback addresses of their own.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use dunlin_model::capabilities::DriverName;
+use dunlin_model::identity::Authority;
 use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ControllerId, ErrorCode, Kind, Object};
+use dunlin_model::{ControllerId, ErrorCode, Identity, Kind, Object, Role, Timestamp};
+use dunlin_pki::{Clock, Grant, KeyPair, Keyring, Ring, Shown, Trust, pem_certificates, sign};
 use dunlin_proto::v1::fleet_client::FleetClient;
+use dunlin_proto::v1::identities_client::IdentitiesClient;
 use dunlin_proto::{Fault, Wire as _, v1};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use super::{eventually, soon};
-use crate::{Config, Controller, Peer, mint};
+use crate::{Config, Controller, Peer, clock, mint};
 
 /// Controllers, each with a directory and loopback address of its own.
 pub(crate) struct Cluster {
+    /// The authority that the cluster was founded with: for certificates of whatever kind.
+    pub(crate) authority: Authority,
+    /// Milliseconds that every controller's clock is ahead, where certificates are judged.
+    pub(crate) ahead_ms: Arc<AtomicU64>,
+    admin: Arc<Keyring>,
     configs: BTreeMap<u64, Config>,
     running: BTreeMap<u64, Controller>,
     _dir: tempfile::TempDir,
@@ -34,9 +43,12 @@ impl Cluster {
         let ids: Vec<u64> = (1..=count).collect();
         let peer = |id: u64| Peer {
             id: ControllerId(id),
-            api_endpoint: format!("http://{}", address(id, port)),
+            api_endpoint: format!("https://{}", address(id, port)),
             raft_endpoint: address(id, port + 1),
         };
+        let ahead_ms = Arc::new(AtomicU64::new(0));
+        let ahead = Arc::clone(&ahead_ms);
+        let clock = Clock::new(move || Timestamp(clock::now().0 + ahead.load(Ordering::Relaxed)));
         let config = |id: u64| {
             let (api, raft) = (address(id, port).parse().unwrap(), address(id, port + 1).parse().unwrap());
             let single = Config::single(dir.path().join(id.to_string()), api, raft, "test".parse().unwrap());
@@ -44,17 +56,29 @@ impl Cluster {
                 id: ControllerId(id),
                 peers: ids.iter().filter(|other| **other != id).map(|other| peer(*other)).collect(),
                 init: ids.iter().map(|id| ControllerId(*id)).collect(),
+                clock: clock.clone(),
                 ..single
             }
         };
         let configs: BTreeMap<_, _> = ids.iter().map(|id| (*id, config(*id))).collect();
-        let mut cluster = Self { configs, running: BTreeMap::new(), _dir: dir };
+        let hosts = ids.iter().map(|id| (ControllerId(*id), format!("127.{high}.{low}.{id}"))).collect();
+        let bundles = crate::bundle(clock::now(), &hosts).unwrap();
+        for (id, bundle) in &bundles {
+            bundle.write(&configs[&id.0].data_dir.join("tls")).unwrap();
+        }
+        let authority = bundles[&ControllerId(1)].authority().clone();
+        let admin = keyring(&authority, Some((Identity::Admin("test".parse().unwrap()), 500)));
+        let running = BTreeMap::new();
+        let mut cluster = Self { authority, ahead_ms, admin, configs, running, _dir: dir };
         for id in ids {
             cluster.start_one(id).await;
         }
         let running = &cluster.running;
         eventually("the cluster is founded", || {
-            running.values().all(|controller| controller.node.replica.read().cluster().is_some())
+            running.values().all(|controller| {
+                let view = controller.node.replica.read();
+                view.cluster().is_some() && view.trust().signer().is_some()
+            })
         })
         .await;
         cluster
@@ -96,7 +120,24 @@ impl Cluster {
     }
 
     pub(crate) fn client(&self, id: u64) -> FleetClient<Channel> {
-        FleetClient::new(Endpoint::from_shared(self.endpoint(id)).unwrap().connect_lazy())
+        FleetClient::new(self.channel(id, &self.admin))
+    }
+
+    /// A connection to a controller by whoever has that keyring.
+    pub(crate) fn channel(&self, id: u64, keyring: &Arc<Keyring>) -> Channel {
+        let endpoint = Endpoint::from_shared(self.endpoint(id)).unwrap();
+        endpoint.connect_with_connector_lazy(keyring.dialer())
+    }
+
+    /// The admin's key and certificate, and the authorities: PEM, for a client that is not ours.
+    pub(crate) fn pem(&self) -> (String, String) {
+        let shown = self.admin.ring().shown.unwrap();
+        (format!("{}{}", shown.key.expose(), shown.certificate), self.authority.certificate.clone())
+    }
+
+    /// The Identities service of a controller, as the admin sees it.
+    pub(crate) fn identities(&self, id: u64) -> IdentitiesClient<Channel> {
+        IdentitiesClient::new(self.channel(id, &self.admin))
     }
 
     /// An object as the controller `id` stores it now.
@@ -106,9 +147,32 @@ impl Cluster {
     }
 
     pub(crate) async fn token(&self, id: u64) -> String {
-        let request = v1::CreateTokenRequest { ttl_s: 600, ..v1::CreateTokenRequest::default() };
+        self.role_token(id, Role::Host).await
+    }
+
+    pub(crate) async fn role_token(&self, id: u64, role: Role) -> String {
+        let (ttl_s, role) = (600, role.to_wire());
+        let request = v1::CreateTokenRequest { ttl_s, role, ..v1::CreateTokenRequest::default() };
         self.client(id).create_token(request).await.unwrap().into_inner().token
     }
+}
+
+/// What somebody shows whom that authority signed for, for an hour, and believes; or shows nothing.
+pub(crate) fn keyring(authority: &Authority, who: Option<(Identity, u64)>) -> Arc<Keyring> {
+    let now = clock::now();
+    let roots = pem_certificates(&authority.certificate).unwrap();
+    let shown = who.map(|(identity, serial)| shown(authority, identity, serial, now.0, now.0 + 3_600_000));
+    let ring = Ring { shown, trust: Trust::Roots(roots.clone()), beside: roots };
+    Keyring::new(ring, Clock::system()).unwrap()
+}
+
+/// A certificate of that authority and time, with its key.
+pub(crate) fn shown(authority: &Authority, identity: Identity, serial: u64, from: u64, to: u64) -> Shown {
+    let key = KeyPair::generate().unwrap();
+    let (issued, expires) = (Timestamp(from), Timestamp(to));
+    let grant = Grant { identity, serial, issued, expires, names: Vec::new() };
+    let certificate = sign(authority, &key.public(), &grant).unwrap();
+    Shown { key: key.to_pem(), certificate, issued, expires }
 }
 
 /// A VM of the simulated hypervisor.

@@ -5,11 +5,19 @@ mod cluster;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use agent::FakeAgent;
-pub(crate) use cluster::{Cluster, code, key, ok, vm};
+pub(crate) use agent::{FakeAgent, given, join};
+pub(crate) use cluster::{Cluster, code, key, keyring, ok, shown, vm};
+
+use dunlin_model::Timestamp;
+use dunlin_state::trust::Ask;
 
 /// How long a test waits for what must happen: far beyond what it takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A certificate that a host asks for where nobody signs any.
+pub(crate) fn ask(key: &str) -> Ask {
+    Ask { key_sha256: key.to_owned(), authority: String::new(), expires: Timestamp::MAX }
+}
 
 /// Polls until `condition` holds.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

@@ -137,32 +137,27 @@ async fn refusal(agent: FakeAgent, endpoint: &str) -> (ErrorCode, String) {
     }
 }
 
-/// Who shows the wrong secret, another cluster or an unknown host is sent away, and a token is good for one host.
+/// Who shows another host's certificate, names another cluster or was never joined is sent away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_sent_away() {
     let cluster = Cluster::start(1).await;
     let endpoint = cluster.endpoint(1);
-    let token = cluster.token(1).await;
-    let agent = FakeAgent::join(&endpoint, &token, "h1").await;
-    let stranger = refusal(FakeAgent { secret: mint::secret(), ..agent.clone() }, &endpoint).await;
-    assert_eq!(stranger.0, ErrorCode::Unauthenticated);
-    let stranger =
-        refusal(FakeAgent { host: dunlin_model::HostId(mint::uuid()), ..agent.clone() }, &endpoint).await;
-    assert_eq!(stranger.0, ErrorCode::Unauthenticated);
+    let agent = FakeAgent::join(&endpoint, &cluster.token(1).await, "h1").await;
+    let other = FakeAgent::join(&endpoint, &cluster.token(1).await, "h2").await;
+    let keyring = std::sync::Arc::clone(&other.keyring);
+    let (found, message) = refusal(FakeAgent { keyring, ..agent.clone() }, &endpoint).await;
+    assert_eq!(found, ErrorCode::Forbidden);
+    assert!(message.contains(&format!("host/{}, which may not speak for", other.host)), "{message}");
     let (found, message) =
         refusal(FakeAgent { cluster_uid: mint::uuid().to_string(), ..agent.clone() }, &endpoint).await;
     assert_eq!(found, ErrorCode::Unauthenticated);
     assert!(message.contains(&agent.cluster_uid), "{message}");
-
-    let request = v1::JoinRequest {
-        token,
-        name: "h2".into(),
-        labels: Default::default(),
-        host_uid: mint::uuid().to_string(),
-        secret_sha256: mint::sha256_hex("x"),
-    };
-    let mut gate = v1::agent_gate_client::AgentGateClient::connect(endpoint.clone()).await.unwrap();
-    assert_eq!(code(gate.join(request).await).0, ErrorCode::Unauthenticated);
+    // Signed by the authority itself, and yet no host that ever joined.
+    let host = dunlin_model::HostId(mint::uuid());
+    let keyring = crate::testing::keyring(&cluster.authority, Some((dunlin_model::Identity::Host(host), 9)));
+    let (found, message) = refusal(FakeAgent { host, keyring, ..agent }, &endpoint).await;
+    assert_eq!(found, ErrorCode::Unauthenticated);
+    assert!(message.contains("has joined, or it was removed"), "{message}");
 }
 
 /// The second of two agents with one identity is sent away while the first is alive; a silent first one is replaced;

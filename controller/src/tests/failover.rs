@@ -132,10 +132,7 @@ async fn a_start_that_cannot_be_is_told() {
     cluster.stop_one(1).await;
     (other.id, other.init) = (dunlin_model::ControllerId(2), Vec::new());
     let foreign = Controller::start(other).await.err();
-    let Some(RunError::Open(raft::OpenError::Store(raft::StoreError::ForeignController { .. }))) = foreign
-    else {
-        panic!("{foreign:?}");
-    };
+    let Some(RunError::Keys(crate::KeysError::Other { .. })) = foreign else { panic!("{foreign:?}") };
     cluster.start_one(1).await;
     ok(cluster.client(1).create(create("web", Power::Stopped)).await);
 }

@@ -5,4 +5,5 @@ mod blobs;
 mod failover;
 mod objects;
 mod rest;
+mod trust;
 mod watching;

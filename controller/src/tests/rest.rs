@@ -43,8 +43,14 @@ impl Reply {
 impl Http {
     fn new(cluster: &Cluster, id: u64) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client =
-            reqwest::Client::builder().http1_only().timeout(Duration::from_secs(30)).build().unwrap();
+        let (own, authority) = cluster.pem();
+        let client = reqwest::Client::builder()
+            .http1_only()
+            .timeout(Duration::from_secs(30))
+            .identity(reqwest::Identity::from_pem(own.as_bytes()).unwrap())
+            .tls_certs_only([reqwest::Certificate::from_pem(authority.as_bytes()).unwrap()])
+            .build()
+            .unwrap();
         Self { client, base: cluster.endpoint(id) }
     }
 

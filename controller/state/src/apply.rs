@@ -9,7 +9,8 @@ use dunlin_model::{Object, Revision};
 use crate::command::{Command, Stamp, Write};
 use crate::draft::Draft;
 use crate::{
-    Rejected, State, cluster, host, image, keys, migration, owners, recommendation, sweep, task, token, vm,
+    Rejected, State, cluster, host, image, keys, migration, owners, recommendation, sweep, task, token,
+    trust, vm,
 };
 
 /// What a command led to.
@@ -52,9 +53,10 @@ fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
         Command::Write { write, .. } => dispatch_write(draft, write),
         Command::FoundCluster { uid, name, controllers } => cluster::found(draft, *uid, name, controllers),
         Command::SetControllers { controllers } => cluster::set_controllers(draft, controllers),
-        Command::JoinHost { token_sha256, uid, name, labels, secret_sha256 } => {
-            token::join(draft, token_sha256, *uid, name, labels, secret_sha256)
+        Command::JoinHost { token_sha256, uid, name, labels, ask } => {
+            token::join(draft, token_sha256, *uid, name, labels, ask)
         }
+        Command::Trust(change) => trust::change(draft, change),
         Command::OpenSession { host, session, agent_version, capabilities } => {
             host::open_session(draft, *host, *session, agent_version, capabilities)
         }
@@ -114,7 +116,7 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::DecideRecommendation { uid, approve, migration, name } => {
             recommendation::decide(draft, *uid, *approve, *migration, name)
         }
-        Write::CreateToken { sha256, expires } => token::create(draft, sha256, *expires),
+        Write::CreateToken { sha256, role, expires } => token::create(draft, sha256, *role, *expires),
         Write::UpdateImage { uid, revision, labels, spec } => {
             image::update(draft, *uid, *revision, labels, spec)
         }

@@ -12,11 +12,12 @@ use dunlin_model::task::{DrainProgress, TaskPhase, TaskSpec};
 use dunlin_model::vm::{Power, SavedState, VmSpec};
 use dunlin_model::{
     ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name, RecommendationId,
-    Revision, TaskId, Timestamp, VmId,
+    Revision, Role, TaskId, Timestamp, VmId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::owners::{Claim, Expected};
+use crate::trust::{Ask, TrustChange};
 
 /// When and where in the log a command stands. The only time `apply` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +44,10 @@ pub enum Command {
     FoundCluster { uid: ClusterId, name: Name, controllers: Vec<Controller> },
     /// The set of controllers, or the endpoint of one, has changed.
     SetControllers { controllers: Vec<Controller> },
-    /// An agent traded a token for an identity. The same uid and secret again: the same join.
-    JoinHost { token_sha256: String, uid: HostId, name: Name, labels: Labels, secret_sha256: String },
+    /// An agent traded a token for an identity. The same uid and key again: the same join.
+    JoinHost { token_sha256: String, uid: HostId, name: Name, labels: Labels, ask: Ask },
+    /// Whom the cluster believes has changed.
+    Trust(TrustChange),
     /// A session opened: the host is Up. Refused when `session` is not higher than the last.
     OpenSession { host: HostId, session: u64, agent_version: String, capabilities: HostCapabilities },
     /// That session ended: the host is Down. Does nothing when a newer session is known.
@@ -180,6 +183,7 @@ pub enum Write {
     },
     CreateToken {
         sha256: String,
+        role: Role,
         expires: Timestamp,
     },
     /// Replaces an image's labels. Its bytes are what it is, and never change.

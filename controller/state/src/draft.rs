@@ -103,6 +103,18 @@ impl<'a> Draft<'a> {
         self.reindex(old.as_deref(), Some(&new));
     }
 
+    /// Stores an object under a new revision although it is as it was: something about it happened that is not in it.
+    pub(crate) fn put_anew(&mut self, object: impl Into<Object>) {
+        let mut object: Object = object.into();
+        let key = (object.kind(), object.uid());
+        set_revision(&mut object, self.revision);
+        let old = self.state.objects.get(&key).cloned();
+        let new = Arc::new(object);
+        self.touch(key, None);
+        self.state.objects.insert(key, Arc::clone(&new));
+        self.reindex(old.as_deref(), Some(&new));
+    }
+
     /// Removes an object, if it is there.
     pub(crate) fn remove(&mut self, kind: Kind, uid: Uuid) {
         if let Some(old) = self.state.objects.remove(&(kind, uid)) {

@@ -8,7 +8,7 @@ use dunlin_model::{ErrorCode, HostId, Kind, Labels, Revision, meta};
 
 use crate::draft::{Draft, refuse_stale};
 use crate::vm::{tell_down, unbind};
-use crate::{Rejected, migration};
+use crate::{Rejected, migration, trust};
 
 pub(crate) fn open_session(
     draft: &mut Draft,
@@ -128,6 +128,19 @@ pub(crate) fn set_cordon(draft: &mut Draft, id: HostId, cordoned: bool) -> Resul
     Ok(())
 }
 
+/// Its certificates are refused from now on: whatever it still does is not heard.
+pub(crate) fn revoked(draft: &mut Draft, id: HostId) -> Result<(), Rejected> {
+    let mut host = draft.take::<Host>(id)?;
+    host.status.phase = HostPhase::Down;
+    host.status.since = draft.now();
+    host.status.message = "it was revoked; it comes back only with a new token".to_owned();
+    let message = "its certificates are refused from now on";
+    draft.event(EventLevel::Warning, "HostRevoked", &host, message);
+    draft.put(host);
+    tell_vms(draft, id);
+    Ok(())
+}
+
 /// A forced removal is the admin's word that no guest of this host runs any more: its VMs become Failed, and a guest
 /// that was handed over to it is handed back to the source that still holds it.
 pub(crate) fn remove(draft: &mut Draft, id: HostId, force: bool) -> Result<(), Rejected> {
@@ -159,7 +172,7 @@ pub(crate) fn remove(draft: &mut Draft, id: HostId, force: bool) -> Result<(), R
         }
         draft.put(vm);
     }
-    draft.state.secrets.remove(&id);
+    trust::refuse_host(draft, id);
     let message = if force { "removed by force" } else { "removed" };
     draft.event(EventLevel::Normal, "HostRemoved", &host, message);
     draft.remove(Kind::Host, id.0);

@@ -3,7 +3,7 @@
 use dunlin_model::host::Host;
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
-use dunlin_model::{Kind, Object};
+use dunlin_model::{Identity, Kind, Object};
 
 use crate::State;
 use crate::draft::is_active;
@@ -13,6 +13,7 @@ use crate::rules::Marks;
 /// Checks everything. The error says what is broken, of which object.
 pub fn check(state: &State) -> Result<(), String> {
     indexes(state)?;
+    check_trust(state)?;
     state.hosts().try_for_each(|host| check_host(state, host))?;
     state.vms().try_for_each(|vm| {
         check_vm(state, vm)
@@ -72,8 +73,25 @@ fn check_host(state: &State, host: &Host) -> Result<(), String> {
     let name = &host.metadata.name;
     let (is, sum) = (host.status.reserved, recount(state, host.metadata.uid));
     ensure(is == sum, || format!("host {name} has {is:?} reserved, its claims sum up to {sum:?}"))?;
-    let secret = state.host_secret_sha256(host.metadata.uid);
-    ensure(secret.is_some(), || format!("host {name} has no secret"))
+    let holder = state.trust.holders.get(&Identity::Host(host.metadata.uid));
+    ensure(holder.is_some_and(|holder| !holder.issued.is_empty()), || {
+        format!("host {name} never had a certificate")
+    })
+}
+
+fn check_trust(state: &State) -> Result<(), String> {
+    let trust = &state.trust;
+    ensure(trust.authorities.len() <= 2, || "more than two authorities are believed".to_owned())?;
+    let mut serials = std::collections::BTreeSet::new();
+    for (identity, holder) in &trust.holders {
+        for issued in &holder.issued {
+            ensure(serials.insert(issued.serial), || format!("{identity} shares a serial number"))?;
+            ensure(issued.serial <= trust.counters.serial, || {
+                format!("{identity} has a certificate of the future")
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn check_vm(state: &State, vm: &Vm) -> Result<(), String> {

@@ -139,7 +139,7 @@ pub fn hash(write: &Write) -> u64 {
         Write::CreateMigration { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted()),
         Write::CreateTask { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted()),
         Write::DecideRecommendation { migration, name, .. } => (migration.0, *name) = (Uuid::nil(), minted()),
-        Write::CreateToken { sha256, expires } => (*sha256, *expires) = (String::new(), Timestamp(0)),
+        Write::CreateToken { sha256, expires, .. } => (*sha256, *expires) = (String::new(), Timestamp(0)),
         _ => {}
     }
     let mut fnv = Fnv::default();

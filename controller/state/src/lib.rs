@@ -32,6 +32,7 @@ pub mod sweep;
 pub mod task;
 mod token;
 mod tracked;
+pub mod trust;
 pub mod vm;
 
 pub use apply::{Outcome, apply};
@@ -39,6 +40,7 @@ pub use changes::{Change, Compacted};
 pub use command::{Command, MigrationEvent, NewVm, Seen, Stamp, Write};
 pub use rejected::Rejected;
 pub use state::{Fence, State, Typed};
+pub use trust::{Trust, TrustChange};
 
 #[cfg(test)]
 mod tests;

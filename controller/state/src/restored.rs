@@ -26,6 +26,8 @@ impl State {
         // Watchers and idempotency keys of the old history must not be taken for those of the new one.
         self.index += LOST_COMMANDS_MAX;
         self.revision.0 += LOST_COMMANDS_MAX;
+        // Nor certificates that were issued since.
+        self.trust.counters.serial += LOST_COMMANDS_MAX;
         self.history = crate::changes::History::starting_at(self.revision);
         let highest = Incarnation(self.index);
         let vms: Vec<_> = self.vms().map(|vm| vm.metadata.uid).collect();

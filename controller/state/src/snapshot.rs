@@ -5,7 +5,8 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 
-use dunlin_model::{HostId, Kind, Object, Revision, TaskId, Timestamp, VmId};
+use dunlin_model::identity::Authority;
+use dunlin_model::{Identity, Kind, Object, Revision, TaskId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -17,6 +18,8 @@ use crate::keys::Answer;
 use crate::owners::Owners;
 use crate::reserve::hosts_of;
 use crate::state::{Fence, OrderFor};
+use crate::token::Token;
+use crate::trust::{Counters, Holder};
 
 /// Version of the encoding. A reader takes this and every older one. 2 added the owners of fields.
 pub const VERSION: u32 = 2;
@@ -56,8 +59,10 @@ enum Line {
     Object(Arc<Object>),
     Fence(VmId, Fence),
     Order(TaskId, OrderFor),
-    Secret(HostId, String),
-    Token(String, Timestamp),
+    Token(String, Token),
+    Counters(Counters),
+    Authority(Box<Authority>),
+    Holder(Identity, Holder),
     Answer(String, Answer),
     Owners(Kind, Uuid, Owners),
     End { lines: u64 },
@@ -76,9 +81,13 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
     state.objects.values().try_for_each(|object| put(&Line::Object(Arc::clone(object))))?;
     state.fences.iter().try_for_each(|(vm, fence)| put(&Line::Fence(*vm, *fence)))?;
     state.orders.iter().try_for_each(|(task, order)| put(&Line::Order(*task, *order)))?;
-    state.secrets.iter().try_for_each(|(host, secret)| put(&Line::Secret(*host, secret.clone())))?;
-    state.tokens.iter().try_for_each(|(token, expires)| put(&Line::Token(token.clone(), *expires)))?;
     state.owners.iter().try_for_each(|((kind, uid), own)| put(&Line::Owners(*kind, *uid, own.clone())))?;
+    state.tokens.iter().try_for_each(|(sha256, token)| put(&Line::Token(sha256.clone(), token.clone())))?;
+    put(&Line::Counters(state.trust.counters))?;
+    let authorities = state.trust.authorities.iter();
+    authorities.cloned().try_for_each(|authority| put(&Line::Authority(Box::new(authority))))?;
+    let holders = state.trust.holders.iter();
+    holders.clone().try_for_each(|(who, holder)| put(&Line::Holder(who.clone(), holder.clone())))?;
     let answers = &state.answers.by_key;
     answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.to_string(), answer.clone())))?;
     serde_json::to_writer(&mut *to, &Line::End { lines }).map_err(|e| SnapshotError::Write(e.into()))?;
@@ -123,8 +132,10 @@ fn take_in(state: &mut State, line: Line) -> Result<(), SnapshotError> {
         Line::Object(object) => insert(state, object),
         Line::Fence(vm, fence) => state.fences.insert(vm, fence),
         Line::Order(task, order) => state.orders.insert(task, order),
-        Line::Secret(host, secret) => state.secrets.insert(host, secret),
-        Line::Token(token, expires) => state.tokens.insert(token, expires),
+        Line::Token(sha256, token) => state.tokens.insert(sha256, token),
+        Line::Counters(counters) => state.trust.counters = counters,
+        Line::Authority(authority) => Arc::make_mut(&mut state.trust.authorities).push(*authority),
+        Line::Holder(who, holder) => drop(state.trust.holders.insert(who, holder)),
         Line::Answer(key, answer) => state.answers.insert(&key, answer),
         Line::Owners(kind, uid, own) => state.owners.insert((kind, uid), own),
         Line::End { .. } => {}

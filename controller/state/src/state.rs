@@ -22,7 +22,9 @@ use crate::changes::History;
 use crate::keys::Answers;
 use crate::owners::Owners;
 use crate::rules::Marks;
-use crate::tracked::{Tracked, TrackedSet, Undo};
+use crate::token::Token;
+use crate::tracked::{Tracked, TrackedSet, TrackedWhole, Undo};
+use crate::trust::Trust;
 
 /// Every object of the fleet. Cloning is O(1) and gives a snapshot that never changes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,8 +46,8 @@ pub struct State {
     pub(crate) event_count: usize,
     pub(crate) fences: Tracked<VmId, Fence>,
     pub(crate) orders: Tracked<TaskId, OrderFor>,
-    pub(crate) secrets: Tracked<HostId, String>,
-    pub(crate) tokens: Tracked<String, Timestamp>,
+    pub(crate) tokens: Tracked<String, Token>,
+    pub(crate) trust: TrackedWhole<Trust>,
     /// Whose the fields of an object are, by who applied them.
     pub(crate) owners: Tracked<(Kind, Uuid), Owners>,
     pub(crate) answers: Answers,
@@ -275,12 +277,6 @@ impl State {
         self.orders.get(&task).copied()
     }
 
-    /// SHA-256 of a host's secret, hex: what its agent must show.
-    #[must_use]
-    pub fn host_secret_sha256(&self, host: HostId) -> Option<&str> {
-        self.secrets.get(&host).map(String::as_str)
-    }
-
     /// From here on, what a command does can be taken back.
     pub(crate) fn begin(&mut self) {
         self.each_tracked(|tracked| tracked.begin());
@@ -298,11 +294,10 @@ impl State {
 
     fn each_tracked(&mut self, act: fn(&mut dyn Undo)) {
         let Self { objects, names, by_host, moves, active, marks, .. } = self;
-        let Self { fences, orders, secrets, tokens, owners, .. } = self;
+        let Self { fences, orders, trust, tokens, owners, .. } = self;
         let [carried, avoided] = marks.tracked();
-        let all: [&mut dyn Undo; 12] = [
-            objects, names, by_host, moves, active, carried, avoided, fences, orders, secrets, tokens, owners,
-        ];
+        let all: [&mut dyn Undo; 12] =
+            [objects, names, by_host, moves, active, carried, avoided, fences, orders, trust, tokens, owners];
         all.into_iter().for_each(act);
     }
 }

@@ -4,7 +4,7 @@ use dunlin_model::{Kind, Timestamp};
 use uuid::Uuid;
 
 use crate::draft::Draft;
-use crate::{State, token};
+use crate::{State, token, trust};
 
 /// Ended migrations kept for people to look at.
 pub const ENDED_MIGRATIONS_MAX: usize = 1_000;
@@ -46,7 +46,8 @@ impl State {
     #[must_use]
     pub fn needs_sweep(&self, now: Timestamp) -> bool {
         self.answers.stale(now)
-            || self.tokens.iter().any(|(_, expires)| *expires <= now.min(self.time))
+            || self.tokens.iter().any(|(_, token)| token.expires <= now.min(self.time))
+            || self.has_outlived_holders(now.min(self.time))
             || self.count(Kind::Migration) > ENDED_MIGRATIONS_MAX + SWEEP_SLACK
                 && ended_migrations(self).len() > ENDED_MIGRATIONS_MAX + SWEEP_SLACK
             || self.count(Kind::Task) > ENDED_TASKS_MAX + SWEEP_SLACK
@@ -64,6 +65,7 @@ pub(crate) fn sweep(draft: &mut Draft) {
     let now = draft.now();
     draft.state.answers.drop_stale(now);
     token::drop_expired(draft);
+    trust::forget_outlived(draft);
     for (kind, ended, keep) in [
         (Kind::Migration, ended_migrations(draft.state), ENDED_MIGRATIONS_MAX),
         (Kind::Task, ended_tasks(draft.state), ENDED_TASKS_MAX),

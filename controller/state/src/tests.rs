@@ -4,16 +4,18 @@ mod owners;
 mod planners;
 mod random;
 mod rules;
+mod trust;
 
 use dunlin_model::capabilities::{
     Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
 };
 use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
 use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Timestamp, VmId};
+use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Role, Timestamp, VmId};
 use uuid::Uuid;
 
 use crate::command::{Command, Seen, Stamp, Write};
+use crate::trust::Ask;
 use crate::{Outcome, Rejected, State, apply, invariant};
 
 /// A fleet under test: every command is followed by the invariants.
@@ -63,7 +65,11 @@ impl Fleet {
     }
 
     pub(crate) fn token(&self, sha256: &str) -> Command {
-        let write = Write::CreateToken { sha256: sha256.to_owned(), expires: Timestamp(self.now + 60_000) };
+        let write = Write::CreateToken {
+            sha256: sha256.to_owned(),
+            role: Role::Host,
+            expires: Timestamp(self.now + 60_000),
+        };
         Command::Write { key: format!("token-{sha256}"), write }
     }
 
@@ -163,8 +169,12 @@ pub(crate) fn join(number: u64, token: &str, secret: &str) -> Command {
         uid: host_id(number),
         name: format!("h{number}").parse().unwrap(),
         labels: Labels::new(),
-        secret_sha256: secret.to_owned(),
+        ask: ask(secret),
     }
+}
+
+pub(crate) fn ask(key: &str) -> Ask {
+    Ask { key_sha256: key.to_owned(), authority: String::new(), expires: Timestamp::MAX }
 }
 
 pub(crate) fn open(number: u64, session: u64) -> Command {

@@ -4,7 +4,7 @@
 //! it, would copy the path to every entry touched, for every command: most of what a write cost. Now a path is copied
 //! once for all the commands between two views.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 use imbl::{OrdMap, OrdSet};
 
@@ -101,6 +101,55 @@ impl<K: Ord + Clone> TrackedSet<K> {
     }
 }
 
+/// Something small that is put back as a whole. Reads like the thing itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TrackedWhole<T> {
+    now: T,
+    /// As it was before the command touched it.
+    before: Option<T>,
+    tracking: bool,
+}
+
+impl<T: PartialEq> PartialEq for TrackedWhole<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.now == other.now
+    }
+}
+
+impl<T> Deref for TrackedWhole<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.now
+    }
+}
+
+impl<T: Clone> DerefMut for TrackedWhole<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        if self.tracking && self.before.is_none() {
+            self.before = Some(self.now.clone());
+        }
+        &mut self.now
+    }
+}
+
+impl<T: Clone> Undo for TrackedWhole<T> {
+    fn begin(&mut self) {
+        self.tracking = true;
+    }
+
+    fn keep(&mut self) {
+        self.tracking = false;
+        self.before = None;
+    }
+
+    fn take_back(&mut self) {
+        self.tracking = false;
+        if let Some(before) = self.before.take() {
+            self.now = before;
+        }
+    }
+}
+
 /// What a command may have to take back.
 pub(crate) trait Undo {
     /// From here on changes are noted.
@@ -157,6 +206,23 @@ impl<K: Ord + Clone> Undo for TrackedSet<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The same for something whole.
+    #[test]
+    fn a_whole_is_taken_back_or_kept() {
+        let mut whole = TrackedWhole { now: 1, ..TrackedWhole::default() };
+        for (keep, left) in [(false, 1), (true, 3)] {
+            whole.begin();
+            *whole = 2;
+            *whole = 3;
+            if keep {
+                whole.keep()
+            } else {
+                whole.take_back()
+            }
+            assert_eq!(*whole, left);
+        }
+    }
 
     /// What is taken back leaves everything as it was, however often a key was touched; what is kept stands.
     #[test]

@@ -169,6 +169,6 @@ pub struct ClusterStatus {
 pub struct Controller {
     /// Its number.
     pub id: ControllerId,
-    /// Where clients and agents reach it: `http://host:port`.
+    /// Where clients and agents reach it: `https://host:port`.
     pub endpoint: String,
 }

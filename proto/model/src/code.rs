@@ -70,8 +70,10 @@ codes! {
     InUse = "in_use", http 409, grpc 9, exit 5, retry false;
     /// There is no room for it: the message says why for each group of hosts, or which disk is full.
     NoCapacity = "no_capacity", http 409, grpc 8, exit 6, retry true;
-    /// The token or identity shown is unknown, used up or expired.
+    /// The token or certificate shown is unknown, used up, expired or revoked, or none was shown.
     Unauthenticated = "unauthenticated", http 401, grpc 16, exit 7, retry false;
+    /// Who asks is known, and may not do this.
+    Forbidden = "forbidden", http 403, grpc 7, exit 13, retry false;
     /// The driver or host cannot do this.
     Unsupported = "unsupported", http 501, grpc 12, exit 8, retry false;
     /// The idempotency key was used before for another request.

@@ -16,6 +16,7 @@ pub mod event;
 pub mod fields;
 pub mod host;
 pub mod id;
+pub mod identity;
 pub mod image;
 pub mod invalid;
 pub mod merge;
@@ -36,6 +37,7 @@ pub use id::{
     ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId,
     RecommendationId, Revision, TaskId, VmId,
 };
+pub use identity::{Identity, Role};
 pub use invalid::Invalid;
 pub use meta::{Labels, Metadata, Name, Resource, Secret, Timestamp};
 pub use object::{Kind, Object};

@@ -12,6 +12,7 @@ mod cluster;
 mod decision;
 mod device;
 mod host;
+mod identity;
 mod migration;
 mod object;
 mod scalar;

@@ -122,7 +122,12 @@ pub(super) fn create_token(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
     Box::pin(async move {
         let dry_run = incoming.flag(&DRY_RUN)?;
         let TokenBody { ttl_s } = incoming.body().await?;
-        let ask = v1::CreateTokenRequest { idempotency_key: incoming.key(), ttl_s, dry_run };
+        let ask = v1::CreateTokenRequest {
+            idempotency_key: incoming.key(),
+            ttl_s,
+            dry_run,
+            ..v1::CreateTokenRequest::default()
+        };
         let made = rest.api.create_token(incoming.request(ask)?).await?.into_inner();
         let token = Token { token: made.token, expires: Timestamp(made.expires_ms) };
         Ok(json(if dry_run { StatusCode::OK } else { StatusCode::CREATED }, &token))

@@ -7,7 +7,7 @@ use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, Migr
 use dunlin_model::task::{Act, TaskPhase, TaskSpec};
 use dunlin_model::vm::device::{Disk, DiskBus, DiskFormat, DiskSource};
 use dunlin_model::vm::{Power, Rule, SavedState, Scope, VmSpec, Wants};
-use dunlin_model::{Incarnation, Kind, Labels, Revision, TaskId, Timestamp};
+use dunlin_model::{Incarnation, Kind, Labels, Revision, Role, TaskId, Timestamp};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -146,9 +146,11 @@ fn plain_write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
             Write::UpdateVm { uid: vm_id(vm), revision, labels: labels(b), spec: spec(b) }
         }
         // Removed hosts come back with a token, else soon none would be left.
-        6 if fleet.state.host(host).is_none() || b > 40 => {
-            Write::CreateToken { sha256: "again".to_owned(), expires: Timestamp(fleet.now + 60_000) }
-        }
+        6 if fleet.state.host(host).is_none() || b > 40 => Write::CreateToken {
+            sha256: "again".to_owned(),
+            role: Role::Host,
+            expires: Timestamp(fleet.now + 60_000),
+        },
         6 => Write::RemoveHost { uid: host, force: b.is_multiple_of(2) },
         7 => {
             let acts = [Act::Save, Act::Reset, Act::Shutdown { timeout_s: 1 }, Act::Drain];

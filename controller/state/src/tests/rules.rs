@@ -25,17 +25,15 @@ fn migrate(number: u64, event: MigrationEvent) -> Command {
 fn a_token_joins_one_host() {
     let mut fleet = Fleet::new(1);
     fleet.ok(&join(0, "used long ago", "secret"));
-    says(&fleet.refused(&join(0, "t0", "other")), ErrorCode::Unauthenticated, "another secret");
+    says(&fleet.refused(&join(0, "t0", "other")), ErrorCode::Unauthenticated, "another key");
     says(&fleet.refused(&join(1, "t0", "secret")), ErrorCode::Unauthenticated, "used before");
     fleet.ok(&fleet.token("late"));
     fleet.now += 60_001;
     says(&fleet.refused(&join(1, "late", "secret")), ErrorCode::Unauthenticated, "expired");
     fleet.ok(&fleet.token("good"));
-    let Command::JoinHost { token_sha256, labels, secret_sha256, .. } = join(1, "good", "secret") else {
-        panic!()
-    };
+    let Command::JoinHost { token_sha256, labels, ask, .. } = join(1, "good", "secret") else { panic!() };
     let name: Name = "h0".parse().unwrap();
-    let taken = Command::JoinHost { token_sha256, uid: host_id(1), name, labels, secret_sha256 };
+    let taken = Command::JoinHost { token_sha256, uid: host_id(1), name, labels, ask };
     says(&fleet.refused(&taken), ErrorCode::AlreadyExists, "a host called h0 exists");
     fleet.ok(&join(1, "good", "secret"));
 }
