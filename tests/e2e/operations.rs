@@ -55,13 +55,12 @@ impl Controllers {
     }
 
     fn start(&mut self, id: u64, members: &[String], join: bool) -> anyhow::Result<()> {
-        let mut vars = Vec::new();
-        let (mut token, mut controllers) = (String::new(), Vec::new());
-        if join {
-            token = self.ok(&["token", "create", "--role", "controller"])?.trim().to_owned();
-            vars.push(("DUNLIN_TOKEN", token.as_str()));
-            controllers = self.running.keys().map(|id| self.addresses[id].0.clone()).collect();
-        }
+        let token = match join {
+            true => self.ok(&["token", "create", "--role", "controller"])?.trim().to_owned(),
+            false => String::new(),
+        };
+        let vars: &[(&str, &str)] = if join { &[("DUNLIN_TOKEN", &token)] } else { &[] };
+        let controllers: Vec<_> = self.running.keys().map(|id| self.addresses[id].0.clone()).collect();
         let data = self.site.path(&format!("c{id}")).display().to_string();
         let (number, (api, raft)) = (id.to_string(), &self.addresses[&id]);
         let mut words =
@@ -71,7 +70,7 @@ impl Controllers {
             words.push("--join");
             controllers.iter().for_each(|api| words.extend(["--controller", api]));
         }
-        let daemon = self.site.start(&format!("c{id}"), &words, &vars)?;
+        let daemon = self.site.start(&format!("c{id}"), &words, vars)?;
         self.running.insert(id, daemon);
         Ok(())
     }

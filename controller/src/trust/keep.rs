@@ -29,6 +29,10 @@ async fn follow(node: &Node) {
                 Err(error) => tracing::error!(%error, "what the cluster believes could not be taken over"),
             }
         }
+        // The log of a controller that was off for long may be applied only after it listens.
+        if let Err(error) = node.keys.mend(&believed) {
+            tracing::error!(%error, "the certificate of this controller has ended and could not be mended");
+        }
         let mut pause = LOOK_EVERY;
         if node.keys.is_due() {
             match renew_own(node).await {
