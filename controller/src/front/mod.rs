@@ -77,7 +77,11 @@ async fn arrive(router: Router, stream: TcpStream, keys: Arc<Keys>, closing: Can
     };
     let arrival = match stream.get_ref().1.peer_certificates() {
         None => Arrival::Nobody(Refusal::Missing),
-        Some(chain) => keys.keyring.judge(chain).map_or_else(Arrival::Nobody, Arrival::Proved),
+        Some(chain) => {
+            // Who was revoked before is nobody, who is told so for as long as he asks; who is revoked later is cut off.
+            let proved = keys.keyring.judge(chain).and_then(|peer| keys.admit(&peer).map(|()| peer));
+            proved.map_or_else(Arrival::Nobody, Arrival::Proved)
+        }
     };
     let router = router.layer(axum::Extension(info));
     let put_out = async {

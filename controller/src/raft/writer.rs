@@ -105,12 +105,12 @@ impl Writer {
                 match receiver.try_recv() {
                     Ok(write) => Some(write),
                     Err(mpsc::TryRecvError::Empty) => None,
-                    Err(mpsc::TryRecvError::Disconnected) => return,
+                    Err(mpsc::TryRecvError::Disconnected) => return self.close(),
                 }
             } else {
                 match receiver.recv() {
                     Ok(write) => Some(write),
-                    Err(mpsc::RecvError) => return,
+                    Err(mpsc::RecvError) => return self.close(),
                 }
             };
             let result = match first {
@@ -123,6 +123,15 @@ impl Writer {
                 tracing::error!(%error, "the log cannot be written");
                 return;
             }
+        }
+    }
+
+    /// Marks how far all is committed, so that the next start has all of it at once, before it has found a quorum: with it
+    /// the authority, which signs for a controller whose certificate has ended meanwhile (`trust::Keys::mend`).
+    fn close(&mut self) {
+        if let Err(error) = self.put_marks().and_then(|()| self.engine.sync()) {
+            // The marks of the last group stand, and the leader's word does the rest.
+            tracing::debug!(%error, "the last mark was not written");
         }
     }
 

@@ -24,6 +24,7 @@ pub(crate) struct Cluster {
     pub(crate) authority: Authority,
     /// Milliseconds that every controller's clock is ahead, where certificates are judged.
     pub(crate) ahead_ms: Arc<AtomicU64>,
+    clock: Clock,
     admin: Arc<Keyring>,
     configs: BTreeMap<u64, Config>,
     running: BTreeMap<u64, Controller>,
@@ -68,8 +69,9 @@ impl Cluster {
         }
         let authority = bundles[&ControllerId(1)].authority().clone();
         let admin = keyring(&authority, Some((Identity::Admin("test".parse().unwrap()), 500)));
+        let admin = Keyring::new(admin.ring(), clock.clone()).unwrap();
         let running = BTreeMap::new();
-        let mut cluster = Self { authority, ahead_ms, admin, configs, running, _dir: dir };
+        let mut cluster = Self { authority, ahead_ms, clock, admin, configs, running, _dir: dir };
         for id in ids {
             cluster.start_one(id).await;
         }
@@ -127,6 +129,11 @@ impl Cluster {
     pub(crate) fn channel(&self, id: u64, keyring: &Arc<Keyring>) -> Channel {
         let endpoint = Endpoint::from_shared(self.endpoint(id)).unwrap();
         endpoint.connect_with_connector_lazy(keyring.dialer())
+    }
+
+    /// The same, judging certificates at the controllers' time.
+    pub(crate) fn in_its_time(&self, keyring: &Keyring) -> Arc<Keyring> {
+        Keyring::new(keyring.ring(), self.clock.clone()).unwrap()
     }
 
     /// The admin's key and certificate, and the authorities: PEM, for a client that is not ours.

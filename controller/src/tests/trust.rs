@@ -277,6 +277,8 @@ async fn renewal_and_rotation_interrupt_nobody() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
     let agent = FakeAgent::join(&cluster.endpoint(leader), &cluster.token(leader).await, "h1").await;
+    let agent = FakeAgent { keyring: cluster.in_its_time(&agent.keyring), ..agent };
+    let ada = cluster.in_its_time(&keyring(&cluster.authority, Some((admin("ada"), 5))));
     let life = tokio::spawn(agent.clone().live());
     eventually("a session is open", || agent.seen.lock().unwrap().sessions.len() == 1).await;
     let trust = || cluster.controller(leader).node.replica.read().trust().clone();
@@ -302,19 +304,16 @@ async fn renewal_and_rotation_interrupt_nobody() {
         agent.seen.lock().unwrap().authorities.matches("BEGIN CERTIFICATE").count() == 2
     })
     .await;
-    lists(cluster.channel(leader, &keyring(&cluster.authority, Some((admin("ada"), 5))))).await.unwrap();
+    lists(cluster.channel(leader, &ada)).await.unwrap();
     assert_eq!(trust().authorities().len(), 2, "the agent still has the old one's");
     let key = KeyPair::generate().unwrap();
     let renew = v1::RenewRequest { public_key: key.public().as_bytes().to_vec() };
     let mut door = IdentitiesClient::new(cluster.channel(leader, &agent.keyring));
-    let renewed = given(&key, door.renew(renew).await.unwrap().into_inner());
+    let renewed = cluster.in_its_time(&given(&key, door.renew(renew).await.unwrap().into_inner()));
     eventually("the old authority is dropped", || trust().authorities().len() == 1).await;
     assert_ne!(trust().signer().unwrap().id, old);
     let soon_refused = async {
-        while lists(cluster.channel(leader, &keyring(&cluster.authority, Some((admin("ada"), 5)))))
-            .await
-            .is_ok()
-        {
+        while lists(cluster.channel(leader, &ada)).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
