@@ -51,7 +51,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Dials lazily: nothing is connected before the first request.
-    pub(crate) fn new(endpoints: &[String], keyring: Option<Arc<Keyring>>) -> Result<Self, Fault> {
+    pub(crate) fn new(endpoints: &[String], keyring: Option<&Arc<Keyring>>) -> Result<Self, Fault> {
         let endpoints: Vec<String> =
             endpoints.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?;
         let dial = |endpoint: &String| {
@@ -61,7 +61,7 @@ impl Fleet {
                     .connect_timeout(CONNECT_TIMEOUT)
                     .connect_with_connector_lazy(UnixDialer::new(path)));
             }
-            let keyring = keyring.as_ref().ok_or_else(nobody)?;
+            let keyring = keyring.ok_or_else(nobody)?;
             let wrong = |e| Fault::new(ErrorCode::InvalidArgument, format!("endpoint {endpoint:?}: {e}"));
             let channel = Endpoint::from_shared(endpoint.clone()).map_err(|e| wrong(e.to_string()))?;
             Ok(channel.connect_timeout(CONNECT_TIMEOUT).connect_with_connector_lazy(keyring.dialer()))

@@ -181,9 +181,9 @@ fn base64(bytes: &[u8]) -> String {
     for three in bytes.chunks(3) {
         let bits =
             three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        for digit in 0..4 {
-            let index = (bits >> (18 - 6 * digit)) & 63;
-            let padded = digit as usize > three.len();
+        for (digit, shift) in [18, 12, 6, 0].into_iter().enumerate() {
+            let index = (bits >> shift) & 63;
+            let padded = digit > three.len();
             text.push(if padded { '=' } else { char::from(DIGITS[index as usize]) });
         }
     }

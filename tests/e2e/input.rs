@@ -268,7 +268,8 @@ fn machine_line(line: &str) -> bool {
         "points:",
     ];
     starts.iter().any(|start| line.starts_with(start))
-        || line.contains("https://")
+        || line.contains("https://10.")
+        || line.contains("https://127.")
         || (line.len() < 24 && line.contains("T") && line.ends_with("Z\""))
 }
 

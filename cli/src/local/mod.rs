@@ -74,7 +74,7 @@ pub(crate) async fn up(args: UpArgs, contexts: &Path) -> Result<(), Failure> {
     let mut known = Contexts::read(contexts)?;
     known.set(CONTEXT, endpoints.clone());
     known.write(contexts)?;
-    let fleet = Fleet::new(&endpoints, Some(keyring))?;
+    let fleet = Fleet::new(&endpoints, Some(&keyring))?;
     for number in 1..=plan.hosts {
         let mut daemon = agent(&plan, &dir, number)?;
         if !dir.join(format!("host-{number}/data/identity.pem")).exists() {

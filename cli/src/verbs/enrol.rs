@@ -88,7 +88,7 @@ pub(crate) async fn join(args: JoinArgs, contexts: &Path) -> Result<(), Failure>
     }
     // Whom the token is for is known by its fingerprint alone: to nobody else is it shown.
     let ring = Ring { shown: None, trust: Trust::Pinned(token.fingerprint.clone()), beside: Vec::new() };
-    let fleet = Fleet::new(&args.endpoints, Some(Keyring::new(ring, Clock::system())?))?;
+    let fleet = Fleet::new(&args.endpoints, Some(&Keyring::new(ring, Clock::system())?))?;
     trade(&fleet, &token, args.name, contexts, &args.context, Some(&args.endpoints)).await
 }
 

@@ -138,7 +138,7 @@ pub(crate) fn open(
         None => None,
     };
     let keyring = own.as_ref().map(|(keyring, _)| Arc::clone(keyring));
-    Ok(Session { fleet: Fleet::new(&endpoints, keyring)?, format, own })
+    Ok(Session { fleet: Fleet::new(&endpoints, keyring.as_ref())?, format, own })
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {

@@ -49,7 +49,7 @@ pub(super) async fn open(
         return connect(node, &ask, client).await;
     }
     match node.leader_endpoint().filter(|_| !call.forwarded) {
-        Some(endpoint) => pass_on(node, &call, &endpoint, first, client).await,
+        Some(endpoint) => pass_on(node, call, &endpoint, first, client).await,
         None => Err(Fault::new(ErrorCode::NotLeader, "the leader that consoles go through is not known")),
     }
 }

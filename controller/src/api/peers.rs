@@ -89,7 +89,11 @@ pub(crate) async fn company(peers: &Peers, endpoint: &str) -> Company {
     };
     let dialled = tokio::time::timeout(ASK_TIMEOUT, peers.dialer.connect(host, port)).await;
     match dialled {
-        Ok(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<NotOurs>()) => Company::Foreign,
+        Ok(Err(error))
+            if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<NotOurs>) =>
+        {
+            Company::Foreign
+        }
         _ => Company::Silent,
     }
 }

@@ -31,6 +31,8 @@ const DONE_MAX: usize = 16;
 
 /// Returns when who was let in is to be put out.
 type Out = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Refuses who was revoked.
+type Admits = dyn Fn(&Verified) -> Result<(), Refusal> + Send + Sync;
 
 /// Whom to believe, and as whom to speak.
 #[derive(Clone)]
@@ -38,7 +40,7 @@ pub struct Wire {
     /// What is shown and trusted.
     pub keyring: Arc<Keyring>,
     /// Refuses who was revoked.
-    pub admits: Arc<dyn Fn(&Verified) -> Result<(), Refusal> + Send + Sync>,
+    pub admits: Arc<Admits>,
     /// Waits until a caller who was let in is revoked.
     pub revoked: Arc<dyn Fn(Verified) -> Out + Send + Sync>,
 }

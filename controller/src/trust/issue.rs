@@ -17,6 +17,7 @@ use crate::node::Node;
 const MACHINE_LIFE_MS: u64 = 14 * DAY_MS;
 /// Life of an admin's certificate, ms: a month, renewed by use after half of it: people go on holidays.
 const ADMIN_LIFE_MS: u64 = 30 * DAY_MS;
+/// One day, ms.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// How often signing is tried: a rotation may come between the look and the log, two never do.
 const TRIES: u32 = 3;

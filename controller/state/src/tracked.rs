@@ -216,9 +216,9 @@ mod tests {
             *whole = 2;
             *whole = 3;
             if keep {
-                whole.keep()
+                whole.keep();
             } else {
-                whole.take_back()
+                whole.take_back();
             }
             assert_eq!(*whole, left);
         }
