@@ -5,6 +5,7 @@
 
 mod advice;
 mod balance;
+mod certificates;
 mod declare;
 mod environment;
 mod faults;

@@ -120,7 +120,7 @@ async fn tokens_are_good_once_and_for_one_role() {
     for role in [Role::Host, Role::Controller] {
         let (found, message) = code(join(&endpoint, &token, asks(role, "4", &first)).await);
         assert_eq!(found, ErrorCode::Forbidden, "{message}");
-        assert!(message.contains("the token is for a admin"), "{message}");
+        assert!(message.contains("the token is for the role admin"), "{message}");
     }
     let answer = join(&endpoint, &token, asks(Role::Admin, "ada", &first)).await.unwrap();
     let again = join(&endpoint, &token, asks(Role::Admin, "ada", &first)).await.unwrap();

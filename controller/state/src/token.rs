@@ -56,7 +56,7 @@ pub(crate) fn check(draft: &Draft, sha256: &str, role: Role) -> Result<(), Rejec
             Err(Rejected::new(ErrorCode::Unauthenticated, "the token has expired"))
         }
         Some(token) if token.role != role => {
-            let message = format!("the token is for a {}, not for a {role}", token.role);
+            let message = format!("the token is for the role {}, not for {role}", token.role);
             Err(Rejected::new(ErrorCode::Forbidden, message))
         }
         Some(_) => Ok(()),

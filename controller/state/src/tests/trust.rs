@@ -77,7 +77,11 @@ fn a_token_makes_one_holder_of_its_role() {
     };
     let joins = |identity: Identity, key: &str| with("t", identity, key);
     let two = Identity::Controller(ControllerId(2));
-    fleet.says(&joins(two, "k2"), ErrorCode::Forbidden, "the token is for a admin, not for a controller");
+    fleet.says(
+        &joins(two, "k2"),
+        ErrorCode::Forbidden,
+        "the token is for the role admin, not for controller",
+    );
     fleet.says(&joins(Identity::Host(host_id(1)), "k"), ErrorCode::InvalidArgument, "as a host");
     let wrong = Command::JoinHost {
         token_sha256: "t".to_owned(),
