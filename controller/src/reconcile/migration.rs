@@ -277,6 +277,8 @@ impl<'a> Scene<'a> {
         let by_clocks_ms = resumed_at_ms.saturating_sub(figures.stopped_at_ms);
         if by_clocks_ms <= figures.downtime_ms.saturating_add(CLOCKS_AGREE_MS) {
             figures.downtime_ms = figures.downtime_ms.max(by_clocks_ms);
+            // The source's count ends before the destination runs: a whole is not shorter than its part.
+            figures.total_ms = figures.total_ms.max(figures.downtime_ms);
         }
         figures
     }

@@ -150,7 +150,7 @@ pub struct MigrationStatus {
 pub struct MigrationFigures {
     /// The guest stood still so long, ms: from the source's stop to the destination's first instruction.
     pub downtime_ms: u64,
-    /// From the first byte to the end, ms, as the source's hypervisor counts.
+    /// From the first byte to the end, ms, as the source's hypervisor counts; at least the stand-still.
     pub total_ms: u64,
     /// Memory sent, bytes.
     pub transferred_bytes: u64,
