@@ -90,7 +90,7 @@ fn a_token_makes_one_holder_of_its_role() {
         labels: Default::default(),
         ask: asked("k", "a", DAY),
     };
-    fleet.says(&wrong, ErrorCode::Forbidden, "not for a host");
+    fleet.says(&wrong, ErrorCode::Forbidden, "not for host");
     fleet.ok(&joins(ada(), "ka"));
     let serial = fleet.state.trust().issued(&ada(), "ka").unwrap().serial;
     assert_eq!(serial, FOUNDING_SERIALS + 1);
