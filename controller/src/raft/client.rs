@@ -21,6 +21,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -62,6 +63,8 @@ pub(super) struct Network {
     /// The store each controller had when it first answered.
     stores: Arc<Mutex<HashMap<u64, u64>>>,
     durable: watch::Receiver<Durable>,
+    /// Where connections live, whoever asks for them first.
+    threads: Handle,
 }
 
 /// The connections to one controller.
@@ -78,16 +81,19 @@ pub(super) struct Peer {
 }
 
 impl Network {
+    /// To be called on the threads of the core.
     pub(super) fn new(
         identity: Arc<Identity>,
         durable: watch::Receiver<Durable>,
         wire: Option<Wire>,
     ) -> Self {
-        Self { identity, wire, peers: Arc::default(), stores: Arc::default(), durable }
+        let threads = Handle::current();
+        Self { identity, wire, peers: Arc::default(), stores: Arc::default(), durable, threads }
     }
 
     /// The connections to controller `id` at `address`.
     pub(super) fn peer(&self, id: u64, address: &str) -> Peer {
+        let _inside = self.threads.enter();
         let mut peers = lock(&self.peers);
         let peer = peers.entry((id, address.to_owned())).or_insert_with(|| Peer {
             id,
@@ -156,6 +162,13 @@ impl Peer {
     pub(super) async fn stand(&mut self) -> Result<(), Status> {
         let header = self.identity.header(self.id);
         self.other.stand(wire::StandRequest { header }).await.map(drop)
+    }
+
+    /// Asks how long it has heard nothing from controller `about`; any answer shows that it lives itself.
+    pub(super) async fn heard(&mut self, about: u64) -> Result<Duration, Status> {
+        let header = self.identity.header(self.id);
+        let response = self.other.heard(wire::HeardRequest { header, about }).await?;
+        Ok(Duration::from_millis(response.into_inner().silent_ms))
     }
 
     /// A controller whose store is another one than before has lost its log, and with it promises that the quorum

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dunlin_model::{ClusterId, ControllerId};
 use tokio::sync::Mutex;
@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::demo_tests::{Cluster, Demo, Put, copy, free_address, until};
 use super::proposer::COMMAND_BYTES_MAX;
-use super::{OpenError, ProposeError, Replica, SnapshotPolicy, StopReason, StoreError};
+use super::threads::WORKERS;
+use super::{OpenError, ProposeError, Replica, SnapshotPolicy, StopReason, StoreError, Timers};
 
 /// What was acknowledged is there after all controllers restart, in the same order, under the same numbers.
 #[tokio::test(flavor = "multi_thread")]
@@ -110,6 +111,40 @@ async fn another_leads_when_the_leader_goes() {
         cluster.start(leader).await;
         cluster.converged().await;
     }
+    cluster.stop_all().await;
+}
+
+/// A leader that hangs with all its sockets open is replaced although the election timers would take minutes; when it
+/// goes on it follows, and holds what the others hold. Nobody stands while the leader only has nothing to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_leads_when_the_leader_hangs() {
+    let mut cluster = Cluster::new(3);
+    cluster.timers = Timers { heartbeat_ms: 10_000, election_min_ms: 60_000, election_max_ms: 90_000 };
+    cluster.start_all().await;
+    // Without the timers somebody has to call the first election.
+    cluster.up[&1].inner.raft.trigger().elect().await.unwrap();
+    let (leader, term) = cluster.leader().await;
+    cluster.put("before", "v").await;
+    cluster.converged().await;
+    // Several times the silence that would be enough; the leader has nothing to send all the while.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(cluster.leader().await, (leader, term), "an idle leader was replaced");
+
+    let hung = cluster.up.remove(&leader).expect("it is up");
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(std::sync::Mutex::new(held));
+    for _ in 0..WORKERS {
+        let held = Arc::clone(&held);
+        // Each takes one thread of the core: one waits for the channel, the others for its lock.
+        hung.inner.threads.handle().spawn(async move { held.lock().unwrap().recv().is_ok() });
+    }
+    let (_, next_term) = cluster.leader().await;
+    assert!(next_term > term);
+    cluster.put("meanwhile", "v").await;
+    drop(go_on);
+    cluster.up.insert(leader, hung);
+    let state = cluster.converged().await;
+    assert!(state.map.contains_key("before") && state.map.contains_key("meanwhile"));
     cluster.stop_all().await;
 }
 

@@ -82,9 +82,9 @@ impl Config {
 
 /// Heartbeat and election timers, milliseconds.
 ///
-/// A leader whose process dies is noticed at once by its closed socket. One that falls silent (power, cable, SIGSTOP)
-/// is replaced after `election_max_ms` (the lease in which followers refuse every candidate) plus a random
-/// `election_min_ms..election_max_ms`.
+/// A leader whose process dies is noticed at once by its closed socket, one that falls silent (power, cable, SIGSTOP)
+/// by the sentinels of a quorum. Behind both stand these timers: it is replaced after `election_max_ms` (the lease in which
+/// followers refuse every candidate) plus a random `election_min_ms..election_max_ms`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// How often a leader shows that it lives; also the limit of one append round trip with its fsync.

@@ -13,7 +13,7 @@ use dunlin_model::ControllerId;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::{Config, Machine, Member, Replica, SnapshotPolicy, Stamp};
+use super::{Config, Machine, Member, Replica, SnapshotPolicy, Stamp, Timers};
 
 /// No condition in these tests takes so long, unless it never comes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,6 +108,7 @@ pub(super) struct Cluster {
     pub(super) members: BTreeMap<ControllerId, Member>,
     pub(super) addresses: BTreeMap<u64, SocketAddr>,
     pub(super) policy: SnapshotPolicy,
+    pub(super) timers: Timers,
     pub(super) up: BTreeMap<u64, Replica<Demo>>,
 }
 
@@ -118,6 +119,7 @@ impl Cluster {
             members: BTreeMap::new(),
             addresses: BTreeMap::new(),
             policy: SnapshotPolicy::default(),
+            timers: Timers::default(),
             up: BTreeMap::new(),
         };
         for id in 1..=size {
@@ -137,6 +139,7 @@ impl Cluster {
         let mut config =
             Config::new(ControllerId(id), self.dir.path().join(id.to_string()), self.addresses[&id]);
         config.snapshots = self.policy;
+        config.timers = self.timers;
         config
     }
 

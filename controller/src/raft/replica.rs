@@ -11,14 +11,17 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::client::Network;
 use super::engine::LogEngine;
+use super::hearing::Hearing;
 use super::identity::Identity;
 use super::log_store::LogStore;
 use super::proposer::{self, COMMAND_BYTES_MAX, Proposal};
 use super::reads::ReadIndex;
+use super::sentinel::Sentinel;
 use super::server::{self, Running, Service};
 use super::sled_engine::SledEngine;
 use super::snapshot::SnapshotDir;
 use super::state_machine::{Applier, Pending, error_chain};
+use super::threads::Threads;
 use super::types::{Raft, members};
 use super::watchman::Watchman;
 use super::{
@@ -97,6 +100,8 @@ pub(super) struct Inner<M: Machine> {
     stopped: watch::Receiver<Option<StopReason>>,
     /// What `shutdown` takes.
     running: Mutex<Option<Closing>>,
+    /// Last, so that everything above is gone before the threads are.
+    pub(super) threads: Threads,
 }
 
 /// What has to end before the store is closed.
@@ -144,6 +149,13 @@ impl<M: Machine> Replica<M> {
     /// Opens the store, replays it over `machine` (the empty state), listens, and joins the cluster it belongs to.
     pub async fn open(config: Config, machine: M) -> Result<Self, OpenError> {
         config.validate().map_err(OpenError::Config)?;
+        let threads = Threads::start().map_err(|error| OpenError::Core(format!("no threads: {error}")))?;
+        let opening = threads.handle().clone().spawn(Self::open_inside(config, machine, threads));
+        opening.await.map_err(|error| OpenError::Core(error.to_string()))?
+    }
+
+    /// Runs on the core's own threads, as does everything it starts.
+    async fn open_inside(config: Config, machine: M, threads: Threads) -> Result<Self, OpenError> {
         let listen_error = |source| OpenError::Listen { address: config.listen.to_string(), source };
         let listener = server::bind(config.listen).await.map_err(listen_error)?;
         let opening = config.clone();
@@ -159,9 +171,17 @@ impl<M: Machine> Replica<M> {
 
         let reads = ReadIndex::start(raft.clone(), config.deadline);
         let (gone, leaders_gone) = mpsc::unbounded_channel();
-        let service = Service { raft: raft.clone(), identity: Arc::clone(&identity), reads: reads.clone() };
+        let hearing = Hearing::new();
+        let service = Service {
+            raft: raft.clone(),
+            identity: Arc::clone(&identity),
+            reads: reads.clone(),
+            hearing: hearing.clone(),
+        };
         let running = server::start(listener, config.wire.clone(), service, gone);
-        tokio::spawn(elector::run(raft.clone(), config.id.0, leaders_gone));
+        let me = config.id.0;
+        tokio::spawn(elector::run(raft.clone(), me, leaders_gone));
+        tokio::spawn(Sentinel { raft: raft.clone(), me, network: network.clone(), hearing }.run());
         let (proposals, proposed) = mpsc::channel(proposer::QUEUE);
         tokio::spawn(proposer::run(raft.clone(), Arc::clone(&pending), proposed, config.deadline));
         let (leading, leadership) = watch::channel(Leadership::default());
@@ -179,8 +199,19 @@ impl<M: Machine> Replica<M> {
         tokio::spawn(watchman.run());
         let running = Mutex::new(Some(Closing { server: running, snapshots, log: closed }));
         let deadline = config.deadline;
-        let inner =
-            Inner { raft, deadline, identity, network, reads, proposals, view, leadership, stopped, running };
+        let inner = Inner {
+            raft,
+            deadline,
+            identity,
+            network,
+            reads,
+            proposals,
+            view,
+            leadership,
+            stopped,
+            running,
+            threads,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -349,7 +380,7 @@ impl<M: Machine> Replica<M> {
         self.inner.identity.release();
         server.stop().await;
         // Waits only for a publication that is under way: a rename and two syncs.
-        drop(tokio::task::spawn_blocking(move || snapshots.close()).await);
+        drop(self.inner.threads.handle().spawn_blocking(move || snapshots.close()).await);
         if tokio::time::timeout(CLOSE_TIMEOUT, log).await.is_err() {
             tracing::error!("the store did not close in time");
         }

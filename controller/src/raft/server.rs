@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status};
 
 use super::ReadError;
 use super::client::MESSAGE_BYTES_MAX;
+use super::hearing::Hearing;
 use super::identity::Identity;
 use super::reads::ReadIndex;
 use super::types::{
@@ -36,6 +37,7 @@ pub(super) struct Service {
     pub(super) raft: Raft,
     pub(super) identity: Arc<Identity>,
     pub(super) reads: ReadIndex,
+    pub(super) hearing: Hearing,
 }
 
 /// A running listener.
@@ -159,6 +161,7 @@ impl Service {
             }
             caller.spoken.store(from, Ordering::Relaxed);
         }
+        self.hearing.note(from);
         Ok(())
     }
 }
@@ -242,6 +245,17 @@ impl RaftTransport for Service {
         self.admit(caller, request.into_inner().header).await?;
         self.raft.trigger().elect().await.map_err(|error| stopped(&error))?;
         Ok(Response::new(wire::StandResponse {}))
+    }
+
+    async fn heard(
+        &self,
+        request: Request<wire::HeardRequest>,
+    ) -> Result<Response<wire::HeardResponse>, Status> {
+        let caller = caller(&request);
+        let wire::HeardRequest { header, about } = request.into_inner();
+        self.admit(caller, header).await?;
+        let silent_ms = u64::try_from(self.hearing.silence(about).as_millis()).unwrap_or(u64::MAX);
+        Ok(Response::new(wire::HeardResponse { silent_ms }))
     }
 
     async fn read_index(

@@ -103,6 +103,6 @@ impl<M: Machine> Watchman<M> {
 }
 
 /// A leader may act once it has applied an entry of its own term: everything committed before is applied then.
-fn leads_ready(metrics: &RaftMetrics) -> bool {
+pub(super) fn leads_ready(metrics: &RaftMetrics) -> bool {
     metrics.last_applied.is_some_and(|applied| applied.leader_id.term == metrics.current_term)
 }
