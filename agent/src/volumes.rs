@@ -176,7 +176,8 @@ impl Volumes {
                 shared: disk.shared,
             });
         }
-        if let (Boot::Kernel { kernel, initrd, .. }, DriverName::Qemu) = (&need.spec.boot, need.spec.driver) {
+        let real = matches!(need.spec.driver, DriverName::Qemu | DriverName::Libvirt);
+        if let (Boot::Kernel { kernel, initrd, .. }, true) = (&need.spec.boot, real) {
             ready.kernel = Some(unless_given_up(need, file(need, "kernel", kernel, images, tell)).await?);
             if let Some(initrd) = initrd {
                 ready.initrd = Some(unless_given_up(need, file(need, "initrd", initrd, images, tell)).await?);

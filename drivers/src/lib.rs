@@ -9,6 +9,7 @@ pub mod domain_xml;
 pub mod error;
 pub mod footprint;
 pub mod hypervisor;
+pub mod libvirt;
 pub mod qemu;
 pub mod simulated;
 

@@ -92,7 +92,7 @@ impl Host {
         let nics = match spec.driver {
             // A simulated guest sends nothing.
             DriverName::Test => vec![LaunchNic::User; spec.nics.len()],
-            DriverName::Qemu => {
+            DriverName::Qemu | DriverName::Libvirt => {
                 let missing = network::missing(&self.config.networks, vm, &spec.nics)?;
                 self.amend(vm, |record| record.taps.extend(missing)).await?;
                 network::plug(&self.config.networks, vm, &spec.nics).await?

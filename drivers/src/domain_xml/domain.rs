@@ -268,6 +268,7 @@ fn fleet(root: &mut Element<'_>, sieve: &mut Sieve, spec: &mut VmSpec) -> Result
         let fleet: Fleet =
             serde_json::from_str(&text).map_err(|e| element.value("", e.to_string(), allowed))?;
         spec.power = fleet.power.unwrap_or_default();
+        spec.driver = fleet.driver.unwrap_or(spec.driver);
         spec.accel = fleet.accel.unwrap_or(spec.accel);
         (spec.placement, spec.sim) = (fleet.placement, fleet.sim);
         element.finish(sieve)?;

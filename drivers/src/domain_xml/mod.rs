@@ -22,13 +22,14 @@ mod tests;
 mod unit;
 mod write;
 
+use dunlin_model::capabilities::DriverName;
 use dunlin_model::vm::{AccelChoice, Placement, Power, RestartPolicy, SimSpec, VmSpec};
-use dunlin_model::{Invalid, Name, VmId};
+use dunlin_model::{Incarnation, Invalid, Name, VmId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use domain::parse;
-pub use write::write;
+pub use write::{write, write_for_host};
 
 /// Longest document, bytes: libvirt's longest string in a call is 4 MiB, and a domain with 16 disks and 16 NICs has
 /// some 10 KiB.
@@ -143,12 +144,36 @@ pub enum XmlError {
 struct Fleet {
     #[serde(skip_serializing_if = "Option::is_none")]
     power: Option<Power>,
+    /// Only when the type of the domain does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<DriverName>,
     #[serde(skip_serializing_if = "Option::is_none")]
     accel: Option<AccelChoice>,
     #[serde(skip_serializing_if = "Placement::is_any")]
     placement: Placement,
     #[serde(skip_serializing_if = "Option::is_none")]
     sim: Option<SimSpec>,
+}
+
+/// What a host adds to a domain that it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct OnHost<'a> {
+    /// Type of the domain: `qemu`, `kvm`, `xen`.
+    pub kind: &'a str,
+    /// What kind of machine it is to the guest: `hvm`, `xen`.
+    pub os_type: &'a str,
+    /// Stands in the domain's metadata.
+    pub incarnation: Incarnation,
+    /// File that keeps what the guest says on its serial port.
+    pub serial_log: Option<&'a str>,
+    /// Leave out the devices that libvirt gives a PC unasked.
+    pub spare: bool,
+}
+
+/// The element that says that a domain is Dunlin's, and which incarnation it carries.
+#[must_use]
+pub fn guest_mark(incarnation: Incarnation) -> String {
+    format!("<dunlin:guest xmlns:dunlin='{NAMESPACE}' incarnation='{}'/>", incarnation.0)
 }
 
 /// `on_crash` as libvirt says it.

@@ -295,7 +295,7 @@ fn sim() -> impl Strategy<Value = SimSpec> {
 
 fn spec() -> impl Strategy<Value = VmSpec> {
     let power = prop_oneof![Just(Power::Stopped), Just(Power::Running), Just(Power::Paused)];
-    let driver = prop_oneof![Just(DriverName::Qemu), Just(DriverName::Test)];
+    let driver = prop_oneof![Just(DriverName::Qemu), Just(DriverName::Test), Just(DriverName::Libvirt)];
     let accel = prop_oneof![Just(AccelChoice::Any), Just(AccelChoice::Kvm), Just(AccelChoice::Tcg)];
     let arch = prop_oneof![Just(Arch::X86_64), Just(Arch::I686)];
     let machine = prop_oneof![Just(MachineType::Q35), Just(MachineType::Pc), Just(MachineType::Microvm)];

@@ -2,59 +2,107 @@
 
 use std::fmt::Write;
 
-use dunlin_model::Secret;
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::vm::{
     AccelChoice, Arch, Boot, Disk, DiskSource, FileRef, Nic, NicModel, NicNetwork, Power, Vm, VmSpec, Vnc,
     VncPort,
 };
+use dunlin_model::{Name, Secret, VmId};
 
-use super::{Fleet, NAMESPACE, XmlError, on_crash};
+use super::{Fleet, NAMESPACE, OnHost, XmlError, on_crash};
 
 /// Writes the domain. A VNC password is written as it stands in `vm`, and left out when it is redacted.
 ///
 /// # Errors
 /// [`XmlError::Unwritable`] when a text of the VM has a character that XML 1.0 cannot hold, as most control characters.
 pub fn write(vm: &Vm) -> Result<String, XmlError> {
-    let spec = &vm.spec;
-    let kind = match (spec.driver, spec.accel) {
-        (DriverName::Test, _) => "test",
-        (DriverName::Qemu, AccelChoice::Kvm) => "kvm",
-        (DriverName::Qemu, _) => "qemu",
-    };
     let mut out = Text::default();
-    out.line(0, format_args!("<domain type='{kind}'>"));
-    out.line(1, format_args!("<name>{}</name>", vm.metadata.name));
-    out.line(1, format_args!("<uuid>{}</uuid>", vm.metadata.uid));
-    out.fleet(spec)?;
-    out.line(1, format_args!("<memory unit='MiB'>{}</memory>", spec.mem_mib));
-    out.line(1, format_args!("<vcpu>{}</vcpu>", spec.cpus));
-    out.os(spec)?;
-    out.cpu(&spec.cpu_model)?;
-    out.line(1, format_args!("<on_poweroff>destroy</on_poweroff>"));
-    out.line(1, format_args!("<on_reboot>restart</on_reboot>"));
-    out.line(1, format_args!("<on_crash>{}</on_crash>", on_crash(spec.restart)));
-    out.line(1, format_args!("<devices>"));
-    spec.disks.iter().try_for_each(|disk| out.disk(disk))?;
-    spec.nics.iter().try_for_each(|nic| out.nic(nic))?;
-    spec.vnc.iter().try_for_each(|vnc| out.display(vnc))?;
-    out.line(2, format_args!("<serial type='pty'>"));
-    out.line(3, format_args!("<target port='0'/>"));
-    out.line(2, format_args!("</serial>"));
-    out.line(2, format_args!("<console type='pty'>"));
-    out.line(3, format_args!("<target type='serial' port='0'/>"));
-    out.line(2, format_args!("</console>"));
-    out.line(1, format_args!("</devices>"));
-    out.line(0, format_args!("</domain>"));
-    Ok(out.0)
+    let kind = match (vm.spec.driver, vm.spec.accel) {
+        (DriverName::Test, _) => "test",
+        (_, AccelChoice::Kvm) => "kvm",
+        _ => "qemu",
+    };
+    out.domain(kind, &vm.metadata.name, vm.metadata.uid, &vm.spec)?;
+    Ok(out.text)
+}
+
+/// Writes the domain as one host's libvirt is to run it: with the files, devices and marks that are only there. Every
+/// image in `spec` stands as the path of its file already.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_for_host(name: &Name, vm: VmId, spec: &VmSpec, host: &OnHost<'_>) -> Result<String, XmlError> {
+    let mut out = Text { host: Some(host), ..Text::default() };
+    out.domain(host.kind, name, vm, spec)?;
+    Ok(out.text)
 }
 
 #[derive(Default)]
-struct Text(String);
+struct Text<'a> {
+    text: String,
+    host: Option<&'a OnHost<'a>>,
+}
 
-impl Text {
+impl Text<'_> {
     fn line(&mut self, depth: usize, line: std::fmt::Arguments<'_>) {
-        writeln!(self.0, "{:indent$}{line}", "", indent = 2 * depth).expect("a String takes any text");
+        writeln!(self.text, "{:indent$}{line}", "", indent = 2 * depth).expect("a String takes any text");
+    }
+
+    fn domain(&mut self, kind: &str, name: &Name, vm: VmId, spec: &VmSpec) -> Result<(), XmlError> {
+        self.line(0, format_args!("<domain type='{kind}'>"));
+        self.line(1, format_args!("<name>{name}</name>"));
+        self.line(1, format_args!("<uuid>{vm}</uuid>"));
+        match self.host {
+            Some(host) => self.mark(host),
+            None => self.fleet(spec)?,
+        }
+        self.line(1, format_args!("<memory unit='MiB'>{}</memory>", spec.mem_mib));
+        self.line(1, format_args!("<vcpu>{}</vcpu>", spec.cpus));
+        self.os(spec)?;
+        if self.host.is_some_and(|host| host.os_type == "hvm") {
+            // Without it libvirt 9 starts QEMU with an option that QEMU 9 no longer has; and no guest hears its button.
+            self.line(1, format_args!("<features><acpi/><apic/></features>"));
+        }
+        self.cpu(&spec.cpu_model)?;
+        self.line(1, format_args!("<on_poweroff>destroy</on_poweroff>"));
+        self.line(1, format_args!("<on_reboot>restart</on_reboot>"));
+        // On a host it is the fleet that restarts.
+        let crash = if self.host.is_some() { "destroy" } else { on_crash(spec.restart) };
+        self.line(1, format_args!("<on_crash>{crash}</on_crash>"));
+        self.line(1, format_args!("<devices>"));
+        spec.disks.iter().try_for_each(|disk| self.disk(disk))?;
+        spec.nics.iter().try_for_each(|nic| self.nic(nic))?;
+        spec.vnc.iter().try_for_each(|vnc| self.display(vnc))?;
+        self.serial()?;
+        self.line(1, format_args!("</devices>"));
+        self.line(0, format_args!("</domain>"));
+        Ok(())
+    }
+
+    /// Whose domain it is.
+    fn mark(&mut self, host: &OnHost<'_>) {
+        self.line(1, format_args!("<metadata>"));
+        self.line(2, format_args!("{}", super::guest_mark(host.incarnation)));
+        self.line(1, format_args!("</metadata>"));
+    }
+
+    fn serial(&mut self) -> Result<(), XmlError> {
+        self.line(2, format_args!("<serial type='pty'>"));
+        if let Some(log) = self.host.and_then(|host| host.serial_log) {
+            let log = escaped("the path of the serial log", log)?;
+            self.line(3, format_args!("<log file='{log}' append='on'/>"));
+        }
+        self.line(3, format_args!("<target port='0'/>"));
+        self.line(2, format_args!("</serial>"));
+        self.line(2, format_args!("<console type='pty'>"));
+        self.line(3, format_args!("<target type='serial' port='0'/>"));
+        self.line(2, format_args!("</console>"));
+        if self.host.is_some_and(|host| host.spare) {
+            // What libvirt adds to every PC unasked, and no spec has.
+            self.line(2, format_args!("<controller type='usb' index='0' model='none'/>"));
+            self.line(2, format_args!("<memballoon model='none'/>"));
+        }
+        Ok(())
     }
 
     fn fleet(&mut self, spec: &VmSpec) -> Result<(), XmlError> {
@@ -63,8 +111,9 @@ impl Text {
             (_, accel) => Some(accel),
         };
         let power = Some(spec.power).filter(|power| *power != Power::default());
+        let driver = Some(spec.driver).filter(|driver| *driver == DriverName::Libvirt);
         let (placement, sim) = (spec.placement.clone(), spec.sim.clone());
-        let fleet = Fleet { power, accel: implied, placement, sim };
+        let fleet = Fleet { power, driver, accel: implied, placement, sim };
         if fleet == Fleet::default() {
             return Ok(());
         }
@@ -83,7 +132,12 @@ impl Text {
         };
         self.line(1, format_args!("<os>"));
         let machine = spec.machine.as_str();
-        self.line(2, format_args!("<type arch='{arch}' machine='{machine}'>hvm</type>"));
+        match self.host {
+            Some(host) if host.os_type != "hvm" => {
+                self.line(2, format_args!("<type arch='{arch}'>{}</type>", host.os_type));
+            }
+            _ => self.line(2, format_args!("<type arch='{arch}' machine='{machine}'>hvm</type>")),
+        }
         match &spec.boot {
             Boot::Disk => self.line(2, format_args!("<boot dev='hd'/>")),
             Boot::Kernel { kernel, initrd, cmdline } => {
@@ -147,7 +201,9 @@ impl Text {
             NicNetwork::User => ("user", String::new()),
             NicNetwork::Network(name) => ("network", format!("<source network='{name}'/>")),
             NicNetwork::Tap(tap) => {
-                ("ethernet", format!("<target dev='{}'/>", escaped("spec.nics.network.tap", tap)?))
+                // On a host it is there already, and libvirt is not to make or remove it.
+                let ours = if self.host.is_some() { " managed='no'" } else { "" };
+                ("ethernet", format!("<target dev='{}'{ours}/>", escaped("spec.nics.network.tap", tap)?))
             }
         };
         self.line(2, format_args!("<interface type='{kind}'>"));

@@ -163,7 +163,7 @@ struct Run {
 }
 
 /// Runs a vCPU. The evidence, either way.
-pub(super) fn try_vcpu(device: &Path) -> Result<String, String> {
+pub(crate) fn try_vcpu(device: &Path) -> Result<String, String> {
     let shown = device.display();
     if !device.exists() {
         return Err(format!("there is no {shown}"));

@@ -43,7 +43,8 @@ pub(super) fn trim_all(dir: &Path) -> io::Result<()> {
     first
 }
 
-fn trim(log: &Path) -> io::Result<()> {
+/// Cuts a log that is too long.
+pub(crate) fn trim(log: &Path) -> io::Result<()> {
     let length = std::fs::metadata(log)?.len();
     if length <= LOG_BYTES_MAX + LOG_SLACK_BYTES {
         return Ok(());

@@ -15,10 +15,10 @@
 
 mod command;
 mod incoming;
-mod kvm;
+pub(crate) mod kvm;
 #[cfg(test)]
 mod live;
-mod logs;
+pub(crate) mod logs;
 mod outgoing;
 mod owner;
 mod passes;

@@ -58,6 +58,8 @@ pub enum DriverName {
     Qemu,
     /// The simulated hypervisor.
     Test,
+    /// Whatever hypervisor a libvirt daemon drives.
+    Libvirt,
 }
 
 impl std::fmt::Display for DriverName {
@@ -65,6 +67,7 @@ impl std::fmt::Display for DriverName {
         f.pad(match self {
             Self::Qemu => "qemu",
             Self::Test => "test",
+            Self::Libvirt => "libvirt",
         })
     }
 }

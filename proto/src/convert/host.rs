@@ -33,7 +33,7 @@ mod capabilities {
         drivers,
     });
 
-    choices!([default] DriverName { Qemu, Test });
+    choices!([default] DriverName { Qemu, Test, Libvirt });
 
     records!(DriverCapabilities { name, version, accels, machines, cpu_models, powers });
 

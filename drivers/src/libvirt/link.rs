@@ -1,0 +1,208 @@
+//! The connection to the daemon, kept up for as long as the driver is there, and what is heard over it.
+//!
+//! ```text
+//!  connect --> register for events --> look at every guest --> Up: events --> look at that guest
+//!     ^                                                         |
+//!     +---- wait, or somebody asks <---------- Down <-----------+ the daemon ends: guests go on, nothing is told of them
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::VmId;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::client::{Client, ClientError, ClientResult};
+use super::offers::{Offers, offers};
+use super::wire::calls::{DomainGetState, DomainGetXml, RegisterDomainEvent};
+use super::wire::events::{EVENTS, Event};
+use super::wire::fault::NO_DOMAIN;
+use super::wire::types::Domain;
+use super::{LibvirtConfig, console, fail, failed};
+use crate::error::DriverErrorKind;
+use crate::hypervisor::DriverResult;
+use crate::libvirt::guests::{Guests, state};
+
+/// Between two attempts to connect, when nobody asks.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How long a verb waits for a connection. A restart of libvirtd takes a second or two, its first look at a QEMU four.
+const LINK_PATIENCE: Duration = Duration::from_secs(45);
+
+/// How the connection stands.
+#[derive(Clone, Debug)]
+pub(super) enum Link {
+    /// After so many attempts: why not.
+    Down(u64, String),
+    /// Connected, and what is at the other end.
+    Up(Client, Arc<Offers>),
+}
+
+/// What all of the driver shares.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) config: LibvirtConfig,
+    pub(super) guests: Arc<Guests>,
+    pub(super) link: watch::Sender<Link>,
+    kick: Notify,
+}
+
+impl Site {
+    pub(super) fn new(config: LibvirtConfig, guests: Guests) -> Self {
+        let (link, _) = watch::channel(Link::Down(0, "not connected yet".to_owned()));
+        Self { config, guests: Arc::new(guests), link, kick: Notify::new() }
+    }
+
+    /// The connection, once there is one.
+    pub(super) async fn connected(&self, verb: &'static str) -> DriverResult<(Client, Arc<Offers>)> {
+        let mut link = self.link.subscribe();
+        let first = match &*link.borrow() {
+            Link::Down(attempt, _) => Some(*attempt),
+            Link::Up(..) => None,
+        };
+        if first.is_some() {
+            self.kick.notify_one();
+        }
+        // The next attempt counts: the one under way may have begun before the daemon was back.
+        let settled = |link: &Link| match link {
+            Link::Up(client, _) => !client.is_closed(),
+            Link::Down(attempt, _) => first.is_some_and(|first| *attempt > first + 1),
+        };
+        let words = match timeout(LINK_PATIENCE, link.wait_for(settled)).await {
+            Ok(Ok(found)) => match &*found {
+                Link::Up(client, offers) => return Ok((client.clone(), Arc::clone(offers))),
+                Link::Down(_, words) => words.clone(),
+            },
+            Ok(Err(_)) => "the driver is closed".to_owned(),
+            Err(_) => format!("no connection within {} s", LINK_PATIENCE.as_secs()),
+        };
+        Err(fail(verb, DriverErrorKind::Transient, words))
+    }
+
+    pub(super) async fn client(&self, verb: &'static str) -> DriverResult<Client> {
+        Ok(self.connected(verb).await?.0)
+    }
+
+    /// Looks at a guest, and tells what is new.
+    pub(super) async fn look(&self, client: &Client, vm: VmId, verb: &'static str) -> DriverResult<()> {
+        let ticket = self.guests.ticket();
+        let asked = client.call(&DomainGetState { domain: domain(vm), flags: 0 }).await;
+        let found = match asked {
+            Ok(found) => Some(found),
+            Err(error) if error.is(NO_DOMAIN) => None,
+            Err(error) => return Err(failed(verb, &error)),
+        };
+        if found.as_ref().is_some_and(|found| found.state != state::SHUTOFF) {
+            self.look_closer(client, vm).await;
+        }
+        self.guests.take_in(vm, ticket, found).await
+    }
+
+    /// What a process has beside its state; it keeps it for life.
+    async fn look_closer(&self, client: &Client, vm: VmId) {
+        let (Some(record), Some(seen)) = (self.guests.record(vm), self.guests.seen(vm)) else { return };
+        if record.ended.is_some() {
+            return;
+        }
+        if seen.pid.is_none() && self.config.is_local() {
+            let pid = tokio::task::spawn_blocking(move || qemu_of(vm)).await.ok().flatten();
+            self.guests.note(vm, |seen| seen.pid = pid);
+        }
+        if seen.vnc.is_none() && record.has_display {
+            let xml = client.call(&DomainGetXml { domain: domain(vm), flags: 0 }).await.unwrap_or_default();
+            let vnc = super::launch::display_of(&xml);
+            self.guests.note(vm, |seen| seen.vnc = vnc);
+        }
+    }
+
+    /// Looks at every guest.
+    pub(super) async fn look_at_all(&self, client: &Client, verb: &'static str) -> DriverResult<()> {
+        for vm in self.guests.all() {
+            if self.guests.record(vm).is_some_and(|record| record.started && record.ended.is_none()) {
+                self.look(client, vm, verb).await?;
+            }
+            self.guests.tell(vm);
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the connection up. Ends when it is aborted.
+pub(super) async fn keep(site: Arc<Site>) {
+    let mut attempt = 0;
+    let mut trouble = String::new();
+    loop {
+        attempt += 1;
+        let why = match once(&site).await {
+            Ok(()) => "the connection has ended".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if why != trouble {
+            tracing::warn!(uri = %site.config.uri_text, %why, "no connection to libvirt");
+            trouble.clone_from(&why);
+        }
+        site.link.send_replace(Link::Down(attempt, why));
+        tokio::select! {
+            () = sleep(RETRY_AFTER) => {}
+            () = site.kick.notified() => {}
+        }
+    }
+}
+
+async fn once(site: &Arc<Site>) -> ClientResult<()> {
+    let (client, mut events) = Client::open(&site.config.uri, site.config.login.as_ref()).await?;
+    let offers = Arc::new(offers(&client, &site.config).await?);
+    for (_, event) in EVENTS {
+        match client.call(&RegisterDomainEvent { event: *event, domain: None }).await {
+            Err(error) if error.fault().is_none() => return Err(error),
+            // A driver without that event has nothing to tell of it.
+            _ => {}
+        }
+    }
+    let gone = |error: crate::DriverError| ClientError::Gone(error.to_string());
+    site.look_at_all(&client, "list").await.map_err(gone)?;
+    console::serve_all(site, &offers);
+    site.link.send_replace(Link::Up(client.clone(), offers));
+    loop {
+        match events.recv().await {
+            Ok(event) => hear(site, &client, &event).await,
+            Err(RecvError::Lagged(_)) => site.look_at_all(&client, "list").await.map_err(gone)?,
+            Err(RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+async fn hear(site: &Arc<Site>, client: &Client, event: &Event) {
+    let vm = VmId(Uuid::from_bytes(event.domain().uuid));
+    if site.guests.record(vm).is_none() {
+        return;
+    }
+    let done = async {
+        if let Event::Reboot(_) = event {
+            site.guests.amend(vm, "list", |record| record.reboots += u32::from(record.ended.is_none())).await?;
+        }
+        site.look(client, vm, "list").await
+    };
+    if let Err(error) = done.await {
+        tracing::warn!(%vm, %error, "an event of libvirt could not be followed up");
+    }
+}
+
+/// A reference to a VM's domain. libvirt finds it by its UUID alone.
+pub(super) fn domain(vm: VmId) -> Domain {
+    Domain { name: String::new(), uuid: *vm.0.as_bytes(), id: -1 }
+}
+
+/// The QEMU process that carries this UUID.
+fn qemu_of(vm: VmId) -> Option<u32> {
+    let uuid = vm.to_string();
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let mut words = command.split(|byte| *byte == 0);
+        let found = words.any(|word| word == b"-uuid") && words.next() == Some(uuid.as_bytes());
+        found.then_some(pid)
+    })
+}

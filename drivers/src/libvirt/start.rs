@@ -1,0 +1,159 @@
+//! Bringing a guest up: record, definition, process; and clearing away what did not come up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_model::VmId;
+use dunlin_model::capabilities::{DriverName, DriverPower};
+
+use super::client::Client;
+use super::link::{Site, domain};
+use super::offers::Offers;
+use super::record::Record;
+use super::wire::calls::{
+    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainIsActive, DomainRestoreFlags,
+    DomainUndefineFlags,
+};
+use super::wire::fault::NO_DOMAIN;
+use super::{console, fail, fail_io, failed, launch};
+use crate::DriverError;
+use crate::error::DriverErrorKind;
+use crate::hypervisor::{DriverResult, Guest, Launch, LaunchMode};
+
+/// A start with everything in it; a restore reads all memory from disk.
+const START_DEADLINE: Duration = Duration::from_secs(900);
+/// Come up with vCPUs standing still.
+const CREATE_PAUSED: u32 = 1;
+/// What a restored guest does, whatever it did when it was saved.
+const RESTORE_RUNNING: u32 = 2;
+const RESTORE_PAUSED: u32 = 4;
+/// Undefine with everything kept of it: managed save, snapshots' and checkpoints' metadata, firmware variables.
+const UNDEFINE_ALL: u32 = 1 | 2 | 4 | 16;
+
+/// See [`crate::Hypervisor::start`].
+pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Guest> {
+    let vm = launch.vm;
+    let _claim = site.guests.claim(vm, "start")?;
+    let (client, offers) = site.connected("start").await?;
+    if matches!(launch.mode, LaunchMode::Incoming { .. }) {
+        return Err(DriverError::unsupported(DriverName::Libvirt, "start"));
+    }
+    if let Some(record) = site.guests.record(vm).filter(|record| record.started) {
+        site.look(&client, vm, "start").await?;
+        if let Some(guest) = stands_for(site, &record, &launch)? {
+            return Ok(guest);
+        }
+    }
+    let log = site.guests.shelf.log(vm);
+    let log = log.to_str().ok_or_else(|| fail("start", DriverErrorKind::Refused, "the agent's folder is not text"))?;
+    let xml = launch::domain_of(&launch, &offers, log)?;
+    let record = Record {
+        ever_ran: !launch.paused,
+        has_display: launch.spec.vnc.is_some(),
+        ..Record::new(vm, launch.name.clone(), launch.incarnation)
+    };
+    site.guests.place(record).await?;
+    match bring_up(site, &client, &launch, xml).await {
+        Ok(()) => {}
+        Err(error) => {
+            clear(site, &client, vm, "start").await?;
+            return Err(error);
+        }
+    }
+    if !launch.paused {
+        site.guests.note(vm, |seen| seen.resumed_at_ms = Some(super::verbs::now_ms()));
+    }
+    console::serve(site, vm, &offers);
+    finish(site, &client, vm, &offers).await
+}
+
+async fn finish(site: &Arc<Site>, client: &Client, vm: VmId, _: &Offers) -> DriverResult<Guest> {
+    site.guests.amend(vm, "start", |record| record.started = true).await?;
+    site.look(client, vm, "start").await?;
+    let gone = || fail("start", DriverErrorKind::Refused, "it was gone as soon as it had come up");
+    site.guests.guest(vm).ok_or_else(gone)
+}
+
+/// The guest that is there already, when it is the one that is wanted.
+fn stands_for(site: &Site, record: &Record, launch: &Launch) -> DriverResult<Option<Guest>> {
+    let words = format!("a guest of {} is there, {} was to be started", record.incarnation, launch.incarnation);
+    let guest = site.guests.guest(launch.vm);
+    let ended = site.guests.record(launch.vm).is_none_or(|record| record.ended.is_some());
+    match launch.incarnation.cmp(&record.incarnation) {
+        std::cmp::Ordering::Less => Err(fail("start", DriverErrorKind::Refused, words)),
+        std::cmp::Ordering::Equal => Ok(guest),
+        std::cmp::Ordering::Greater if ended => Ok(None),
+        std::cmp::Ordering::Greater => Err(fail("start", DriverErrorKind::Busy, words)),
+    }
+}
+
+async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) -> DriverResult<()> {
+    let verb = "start";
+    let vm = launch.vm;
+    let say = |error: &super::ClientError| failed(verb, error);
+    let active = client.call(&DomainIsActive { domain: domain(vm) }).await;
+    if active.is_ok_and(|active| active != 0) {
+        return Err(fail(verb, DriverErrorKind::Busy, "libvirt runs a domain with this UUID that is not ours"));
+    }
+    client.call(&DomainDefineXml { xml: xml.clone(), flags: 0 }).await.map_err(|e| say(&e))?;
+    match &launch.mode {
+        LaunchMode::Restore(file) => {
+            let (_, offers) = site.connected(verb).await?;
+            if !offers.powers.contains(&DriverPower::Save) {
+                return Err(DriverError::unsupported(DriverName::Libvirt, verb));
+            }
+            // A missing file would be libvirt's to complain about, in words of its own machine.
+            std::fs::metadata(file).map_err(|e| fail(verb, DriverErrorKind::Refused, format!("{}: {e}", file.display())))?;
+            let flags = if launch.paused { RESTORE_PAUSED } else { RESTORE_RUNNING };
+            let from = file.to_string_lossy().into_owned();
+            let restore = DomainRestoreFlags { from, xml: None, flags };
+            client.call_long(&restore, START_DEADLINE).await.map_err(|e| say(&e))
+        }
+        _ if launch.paused => {
+            let create = DomainCreateWithFlags { domain: domain(vm), flags: CREATE_PAUSED };
+            client.call_long(&create, START_DEADLINE).await.map(drop).map_err(|e| say(&e))
+        }
+        _ => client.call_long(&DomainCreate { domain: domain(vm) }, START_DEADLINE).await.map_err(|e| say(&e)),
+    }
+}
+
+/// Removes a guest that did not come up, and all that was made for it but its log.
+pub(super) async fn clear(site: &Site, client: &Client, vm: VmId, verb: &'static str) -> DriverResult<()> {
+    // It may not be running, or not even defined: that is what is wanted.
+    let _ = client.call(&DomainDestroy { domain: domain(vm) }).await;
+    undefine(client, vm, verb).await?;
+    site.guests.remove(vm, verb)
+}
+
+/// Takes a domain's definition away. Done when there is none.
+pub(super) async fn undefine(client: &Client, vm: VmId, verb: &'static str) -> DriverResult<()> {
+    for flags in [UNDEFINE_ALL, 0] {
+        match client.call(&DomainUndefineFlags { domain: domain(vm), flags }).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is(NO_DOMAIN) => return Ok(()),
+            // Not every driver knows every flag.
+            Err(error) if error.fault().is_some() && flags != 0 => {}
+            Err(error) => return Err(failed(verb, &error)),
+        }
+    }
+    Ok(())
+}
+
+/// Clears away starts that an earlier agent did not finish; one that libvirt did finish is taken over.
+pub(super) async fn sweep(site: &Arc<Site>, client: &Client) -> DriverResult<()> {
+    for vm in site.guests.all() {
+        let unfinished = site.guests.record(vm).is_some_and(|record| !record.started);
+        // Somebody who starts it just now has it.
+        let Ok(_claim) = site.guests.claim(vm, "list") else { continue };
+        if !unfinished || site.guests.record(vm).is_none_or(|record| record.started) {
+            continue;
+        }
+        let active = client.call(&DomainIsActive { domain: domain(vm) }).await;
+        if active.is_ok_and(|active| active != 0) {
+            site.guests.amend(vm, "list", |record| record.started = true).await?;
+        } else {
+            clear(site, client, vm, "list").await?;
+        }
+    }
+    site.guests.shelf.prepare().map_err(|e| fail_io("list", &e))
+}
