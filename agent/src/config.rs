@@ -24,6 +24,8 @@ pub struct Config {
     pub address: String,
     /// Run guests with QEMU.
     pub qemu: bool,
+    /// Run guests with whatever the libvirt daemon at this URI drives.
+    pub libvirt: Option<String>,
     /// Play guests with the simulated hypervisor, on a pretended host of this size.
     pub test: Option<SimulatedHost>,
     /// Most that fetched images may take, MiB. Those that a VM here needs stay whatever they take.

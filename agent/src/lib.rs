@@ -33,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_drivers::libvirt::{Libvirt, LibvirtConfig};
 use dunlin_drivers::qemu::{Qemu, QemuConfig};
 use dunlin_drivers::simulated::{SimConfig, SimDriver};
 use dunlin_drivers::{DriverError, Hypervisor};
@@ -71,11 +72,14 @@ pub enum Error {
     /// A driver cannot be opened.
     #[error("driver: {0}")]
     Driver(#[source] DriverError),
+    /// A libvirt URI is none.
+    #[error(transparent)]
+    LibvirtUri(#[from] dunlin_model::Invalid),
     /// The guests that run cannot be taken over.
     #[error("the guests that run here could not be taken over: {0}")]
     Takeover(#[source] DriverError),
     /// Nothing could run a guest.
-    #[error("no driver is enabled: a host needs qemu or test")]
+    #[error("no driver is enabled: a host needs qemu, libvirt or test")]
     NoDriver,
 }
 
@@ -111,6 +115,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let mut drivers: Vec<Arc<dyn Hypervisor>> = Vec::new();
     if config.qemu {
         drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
+    }
+    if let Some(uri) = &config.libvirt {
+        let libvirt = LibvirtConfig::new(config.data_dir.join("libvirt"), uri).map_err(Error::LibvirtUri)?;
+        drivers.push(Arc::new(Libvirt::open(libvirt).map_err(Error::Driver)?));
     }
     if let Some(played) = config.test {
         let listen = config.address.clone();

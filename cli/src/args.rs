@@ -188,6 +188,9 @@ pub(crate) struct AgentArgs {
     /// Most that fetched images may take, MiB; the longest unused go first, and none that a VM here needs
     #[arg(long, default_value_t = 20_480, value_parser = clap::value_parser!(u64).range(..=1 << 30))]
     pub(crate) image_cache_mib: u64,
+    /// Where the libvirt daemon of the libvirt driver is, as in qemu:///system; given alone it offers that driver too
+    #[arg(long, value_name = "URI")]
+    pub(crate) libvirt_uri: Option<String>,
     /// CPUs the test driver pretends to have
     #[arg(long, default_value_t = 16)]
     pub(crate) sim_cpus: u32,
@@ -206,6 +209,7 @@ pub(crate) struct AgentArgs {
 pub(crate) enum DriverArg {
     Qemu,
     Test,
+    Libvirt,
 }
 
 #[derive(Debug, Args)]

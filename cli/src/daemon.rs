@@ -22,6 +22,9 @@ const AGENT_BLOCKING_THREADS_MAX: usize = 8;
 /// Stack of an agent's blocking thread; they run shallow code, and resident memory counts.
 const AGENT_STACK_BYTES: usize = 512 << 10;
 
+/// The libvirt that a host has when nobody says which.
+const LIBVIRT_URI: &str = "qemu:///system";
+
 /// What is logged when nobody asks for anything else: what we say ourselves. openraft tells every missed heartbeat as an
 /// error, and what matters of it is told by `controller/src/raft`; the others have nothing to say that their callers do
 /// not. `RUST_LOG=debug` keeps them quiet too; `RUST_LOG=openraft=info` asks for one of them.
@@ -122,6 +125,9 @@ pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> 
         labels: once("--label", &args.labels)?,
         address: args.address.to_string(),
         qemu: args.drivers.contains(&DriverArg::Qemu),
+        libvirt: args
+            .libvirt_uri
+            .or_else(|| args.drivers.contains(&DriverArg::Libvirt).then(|| LIBVIRT_URI.to_owned())),
         test: args
             .drivers
             .contains(&DriverArg::Test)
@@ -146,6 +152,7 @@ pub(crate) fn driver_name(driver: DriverArg) -> DriverName {
     match driver {
         DriverArg::Qemu => DriverName::Qemu,
         DriverArg::Test => DriverName::Test,
+        DriverArg::Libvirt => DriverName::Libvirt,
     }
 }
 

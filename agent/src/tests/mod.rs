@@ -44,6 +44,7 @@ impl House {
             address: "127.0.0.1".to_owned(),
             qemu: false,
             test: Some(SimulatedHost { cpus: 8, mem_mib: 8192 }),
+            libvirt: None,
             image_cache_mib: 1024,
             networks: BTreeMap::new(),
         };

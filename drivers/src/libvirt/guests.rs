@@ -107,9 +107,8 @@ impl Guests {
     pub(super) fn load(&self, verb: &'static str) -> DriverResult<()> {
         self.shelf.prepare().map_err(|e| fail_io(verb, &e))?;
         let records = self.shelf.all().map_err(|e| fail_io(verb, &e))?;
-        let known = |record: Record| {
-            (record.vm, Known { record, seen: Seen::default(), told: None, console: None })
-        };
+        let known =
+            |record: Record| (record.vm, Known { record, seen: Seen::default(), told: None, console: None });
         self.known().extend(records.into_iter().map(known));
         Ok(())
     }
@@ -144,7 +143,9 @@ impl Guests {
         let record = self.record(vm).ok_or_else(none)?;
         match &record.ended {
             None => Ok(record),
-            Some((_, words)) => Err(fail(verb, DriverErrorKind::NotFound, format!("the guest has ended: {words}"))),
+            Some((_, words)) => {
+                Err(fail(verb, DriverErrorKind::NotFound, format!("the guest has ended: {words}")))
+            }
         }
     }
 
@@ -154,7 +155,10 @@ impl Guests {
         {
             let mut known = self.known();
             record.revision = known.get(&vm).map_or(record.revision, |known| known.record.revision) + 1;
-            known.insert(vm, Known { record: record.clone(), seen: Seen::default(), told: None, console: None });
+            known.insert(
+                vm,
+                Known { record: record.clone(), seen: Seen::default(), told: None, console: None },
+            );
         }
         self.store(record, "start").await
     }
@@ -192,6 +196,13 @@ impl Guests {
     /// Taken before a domain's state is asked for.
     pub(super) fn ticket(&self) -> u64 {
         self.tickets.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// It has come up whole: what was seen of its domain before this does not count.
+    pub(super) async fn came_up(self: &Arc<Self>, vm: VmId, verb: &'static str) -> DriverResult<()> {
+        let ticket = self.ticket();
+        self.note(vm, |seen| seen.ticket = ticket);
+        self.amend(vm, verb, |record| record.started = true).await
     }
 
     /// Takes in what libvirt says of a domain; none: it has none. Tells it when it is news.
@@ -299,7 +310,9 @@ fn view(known: &Known) -> Option<Guest> {
     }
     let run = match (&record.ended, &seen.state) {
         (Some((cause, words)), _) => Run::Ended(*cause, words.clone()),
-        (None, Some(DomainState { state: state::PAUSED, reason })) if *reason != state::PAUSED_SHUTTING_DOWN => {
+        (None, Some(DomainState { state: state::PAUSED, reason }))
+            if *reason != state::PAUSED_SHUTTING_DOWN =>
+        {
             Run::Paused
         }
         (None, Some(DomainState { state: state::PM_SUSPENDED, .. })) => Run::Paused,
@@ -340,13 +353,18 @@ mod tests {
         guests.load("list").expect("load");
         let vm: VmId = "6ecd1b2e-0000-4000-8000-000000000001".parse().expect("uid");
         let mut notices = guests.notices.subscribe();
-        let record = Record::new(vm, "web".parse().expect("name"), Incarnation(3));
-        guests.place(Record { started: true, ..record }).await.expect("place");
+        let before = guests.ticket();
+        guests.place(Record::new(vm, "web".parse().expect("name"), Incarnation(3))).await.expect("place");
+        guests.came_up(vm, "start").await.expect("up");
+        guests.take_in(vm, before, seen(state::SHUTOFF, 0)).await.expect("off, before it came up");
         let (old, new) = (guests.ticket(), guests.ticket());
         guests.take_in(vm, new, seen(1, 1)).await.expect("running");
         guests.take_in(vm, old, seen(state::PAUSED, 1)).await.expect("old");
         assert_eq!(guests.guest(vm).expect("there").run, Run::Running);
-        guests.take_in(vm, guests.ticket(), seen(state::PAUSED, state::PAUSED_SHUTTING_DOWN)).await.expect("down");
+        guests
+            .take_in(vm, guests.ticket(), seen(state::PAUSED, state::PAUSED_SHUTTING_DOWN))
+            .await
+            .expect("down");
         guests.take_in(vm, guests.ticket(), seen(state::SHUTOFF, state::OFF_SHUTDOWN)).await.expect("off");
         guests.take_in(vm, guests.ticket(), seen(1, 1)).await.expect("again");
         let ended = |guest: &Guest| matches!(guest.run, Run::Ended(EndCause::GuestShutdown, _));

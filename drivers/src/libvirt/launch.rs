@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use dunlin_model::vm::{AccelChoice, Arch, Boot, Disk, DiskBus, DiskSource, FileRef, NicNetwork, VmSpec};
 use dunlin_model::Name;
+use dunlin_model::vm::{AccelChoice, Arch, Boot, Disk, DiskBus, DiskSource, FileRef, NicNetwork, VmSpec};
 use roxmltree::Document;
 
 use super::fail;
@@ -40,7 +40,8 @@ fn kind<'a>(spec: &VmSpec, offers: &'a Offers) -> DriverResult<&'a Kind> {
             (_, _) => true,
         };
         // A Xen guest without firmware boots a kernel that knows Xen.
-        let boots = kind.os_type == "hvm" || kind.os_type == "xen" && matches!(spec.boot, Boot::Kernel { .. });
+        let boots =
+            kind.os_type == "hvm" || kind.os_type == "xen" && matches!(spec.boot, Boot::Kernel { .. });
         wanted && boots && kind.arch == arch(spec.arch)
     };
     let none = || {
@@ -120,7 +121,9 @@ pub(super) fn targets<'a>(disks: impl Iterator<Item = (&'a Name, DiskBus)> + Clo
 /// Where a running domain's display listens.
 pub(super) fn display_of(xml: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
-    let vnc = |node: &roxmltree::Node<'_, '_>| node.has_tag_name("graphics") && node.attribute("type") == Some("vnc");
+    let vnc = |node: &roxmltree::Node<'_, '_>| {
+        node.has_tag_name("graphics") && node.attribute("type") == Some("vnc")
+    };
     let graphics = document.descendants().find(vnc)?;
     let port: u16 = graphics.attribute("port")?.parse().ok()?;
     let listen = graphics.attribute("listen").unwrap_or("127.0.0.1");
@@ -146,7 +149,8 @@ mod tests {
     /// The display of a running domain is found in its document.
     #[test]
     fn displays() {
-        let xml = |graphics: &str| format!("<domain><devices><graphics type='vnc' {graphics}/></devices></domain>");
+        let xml =
+            |graphics: &str| format!("<domain><devices><graphics type='vnc' {graphics}/></devices></domain>");
         assert_eq!(display_of(&xml("port='5901' listen='0.0.0.0'")).as_deref(), Some("0.0.0.0:5901"));
         assert_eq!(display_of(&xml("port='5901' listen='::1'")).as_deref(), Some("[::1]:5901"));
         assert_eq!(display_of(&xml("port='-1'")), None);

@@ -181,7 +181,9 @@ async fn hear(site: &Arc<Site>, client: &Client, event: &Event) {
     }
     let done = async {
         if let Event::Reboot(_) = event {
-            site.guests.amend(vm, "list", |record| record.reboots += u32::from(record.ended.is_none())).await?;
+            site.guests
+                .amend(vm, "list", |record| record.reboots += u32::from(record.ended.is_none()))
+                .await?;
         }
         site.look(client, vm, "list").await
     };

@@ -14,8 +14,9 @@ use super::LibvirtConfig;
 use super::client::{Client, ClientResult};
 use super::wire::Call;
 use super::wire::calls::{
-    ConnectGetAllDomainStats, ConnectGetCapabilities, ConnectGetLibVersion, ConnectGetType, ConnectGetVersion,
-    DomainOpenConsole, DomainReset, DomainRestore, DomainSave, DomainSetLifecycleAction, DomainShutdown, DomainSuspend,
+    ConnectGetAllDomainStats, ConnectGetCapabilities, ConnectGetLibVersion, ConnectGetType,
+    ConnectGetVersion, DomainOpenConsole, DomainReset, DomainRestore, DomainSave, DomainSetLifecycleAction,
+    DomainShutdown, DomainSuspend,
 };
 use super::wire::types::Domain;
 use super::wire::xdr::List;
@@ -39,8 +40,6 @@ pub(super) struct Kind {
 /// All that was found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Offers {
-    /// `QEMU`, `Test`, `LXC`.
-    pub(super) hypervisor: String,
     pub(super) version: String,
     pub(super) kinds: Vec<Kind>,
     pub(super) machines: BTreeSet<String>,
@@ -60,10 +59,10 @@ pub(super) async fn offers(client: &Client, config: &LibvirtConfig) -> ClientRes
     let daemon = client.call(&ConnectGetLibVersion {}).await?;
     let own = match client.call(&ConnectGetVersion {}).await {
         Ok(version) => format!("{hypervisor} {}", dotted(version)),
-        Err(_) => hypervisor.clone(),
+        Err(_) => hypervisor,
     };
     let version = format!("libvirt {}, {own} by {}", dotted(daemon), config.uri_text);
-    let mut found = Offers { hypervisor, version, kinds, machines, ..Offers::default() };
+    let mut found = Offers { version, kinds, machines, ..Offers::default() };
     found.powers = powers(client).await?;
     if found.is_qemu() {
         found.powers.insert(DriverPower::Vnc);
@@ -172,7 +171,9 @@ fn kinds(text: &str) -> (Vec<Kind>, BTreeSet<String>) {
                 kinds.push(Kind { os_type: os_type.into(), arch: name.into(), domain: domain.into() });
             }
             if name == "x86_64" {
-                machines.extend(named(arch, "machine").into_iter().filter_map(|id| node(id).text()).filter_map(known));
+                machines.extend(
+                    named(arch, "machine").into_iter().filter_map(|id| node(id).text()).filter_map(known),
+                );
             }
         }
     }
@@ -197,8 +198,15 @@ mod tests {
             <machine>q35</machine><domain type='qemu'/><domain type='kvm'/></arch></guest>
             <guest><os_type>exe</os_type><arch name='i686'><domain type='lxc'/></arch></guest></capabilities>";
         let (found, machines) = kinds(text);
-        let kind = |os: &str, arch: &str, domain: &str| Kind { os_type: os.into(), arch: arch.into(), domain: domain.into() };
-        assert_eq!(found, [kind("hvm", "x86_64", "qemu"), kind("hvm", "x86_64", "kvm"), kind("exe", "i686", "lxc")]);
+        let kind = |os: &str, arch: &str, domain: &str| Kind {
+            os_type: os.into(),
+            arch: arch.into(),
+            domain: domain.into(),
+        };
+        assert_eq!(
+            found,
+            [kind("hvm", "x86_64", "qemu"), kind("hvm", "x86_64", "kvm"), kind("exe", "i686", "lxc")]
+        );
         assert_eq!(machines, ["pc", "q35"].map(str::to_owned).into());
         assert_eq!(kinds("<capabilities"), (Vec::new(), BTreeSet::new()));
         assert_eq!(dotted(7_002_022), "7.2.22");

@@ -105,10 +105,16 @@ impl Shelf {
         for entry in entries {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
-                let record: Record = serde_json::from_slice(&fs::read(&path)?).map_err(|e| bad(e.to_string()))?;
+                let bad = |why: String| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+                };
+                let record: Record =
+                    serde_json::from_slice(&fs::read(&path)?).map_err(|e| bad(e.to_string()))?;
                 if record.version > RECORD_VERSION {
-                    return Err(bad(format!("version {}; this agent knows {RECORD_VERSION}", record.version)));
+                    return Err(bad(format!(
+                        "version {}; this agent knows {RECORD_VERSION}",
+                        record.version
+                    )));
                 }
                 found.push(record);
             }
@@ -125,7 +131,8 @@ impl Shelf {
         }
         let path = self.record(record.vm);
         let fresh = path.with_extension("new");
-        let text = serde_json::to_vec_pretty(record).expect("a record has text keys and no failing serializer");
+        let text =
+            serde_json::to_vec_pretty(record).expect("a record has text keys and no failing serializer");
         let mut file = File::create(&fresh)?;
         file.write_all(&text)?;
         file.sync_all()?;
@@ -187,7 +194,7 @@ mod tests {
         let new = Record { revision: 2, started: true, ..old.clone() };
         shelf.store(&new).expect("store");
         shelf.store(&old).expect("ignored");
-        assert_eq!(shelf.all().expect("read"), [new.clone()]);
+        assert_eq!(shelf.all().expect("read"), std::slice::from_ref(&new));
         shelf.remove(vm, 2).expect("remove");
         shelf.store(&new).expect("ignored");
         assert!(shelf.all().expect("read").is_empty());

@@ -8,11 +8,11 @@ use dunlin_model::capabilities::{DriverName, DriverPower};
 
 use super::client::Client;
 use super::link::{Site, domain};
-use super::offers::Offers;
 use super::record::Record;
+use super::wire::Fault;
 use super::wire::calls::{
-    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainIsActive, DomainRestoreFlags,
-    DomainUndefineFlags,
+    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainIsActive, DomainRestore,
+    DomainRestoreFlags, DomainResume, DomainUndefineFlags,
 };
 use super::wire::fault::NO_DOMAIN;
 use super::{console, fail, fail_io, failed, launch};
@@ -45,7 +45,9 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
         }
     }
     let log = site.guests.shelf.log(vm);
-    let log = log.to_str().ok_or_else(|| fail("start", DriverErrorKind::Refused, "the agent's folder is not text"))?;
+    let log = log
+        .to_str()
+        .ok_or_else(|| fail("start", DriverErrorKind::Refused, "the agent's folder is not text"))?;
     let xml = launch::domain_of(&launch, &offers, log)?;
     let record = Record {
         ever_ran: !launch.paused,
@@ -64,19 +66,16 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
         site.guests.note(vm, |seen| seen.resumed_at_ms = Some(super::verbs::now_ms()));
     }
     console::serve(site, vm, &offers);
-    finish(site, &client, vm, &offers).await
-}
-
-async fn finish(site: &Arc<Site>, client: &Client, vm: VmId, _: &Offers) -> DriverResult<Guest> {
-    site.guests.amend(vm, "start", |record| record.started = true).await?;
-    site.look(client, vm, "start").await?;
+    site.guests.came_up(vm, "start").await?;
+    site.look(&client, vm, "start").await?;
     let gone = || fail("start", DriverErrorKind::Refused, "it was gone as soon as it had come up");
     site.guests.guest(vm).ok_or_else(gone)
 }
 
 /// The guest that is there already, when it is the one that is wanted.
 fn stands_for(site: &Site, record: &Record, launch: &Launch) -> DriverResult<Option<Guest>> {
-    let words = format!("a guest of {} is there, {} was to be started", record.incarnation, launch.incarnation);
+    let words =
+        format!("a guest of {} is there, {} was to be started", record.incarnation, launch.incarnation);
     let guest = site.guests.guest(launch.vm);
     let ended = site.guests.record(launch.vm).is_none_or(|record| record.ended.is_some());
     match launch.incarnation.cmp(&record.incarnation) {
@@ -93,7 +92,11 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
     let say = |error: &super::ClientError| failed(verb, error);
     let active = client.call(&DomainIsActive { domain: domain(vm) }).await;
     if active.is_ok_and(|active| active != 0) {
-        return Err(fail(verb, DriverErrorKind::Busy, "libvirt runs a domain with this UUID that is not ours"));
+        return Err(fail(
+            verb,
+            DriverErrorKind::Busy,
+            "libvirt runs a domain with this UUID that is not ours",
+        ));
     }
     client.call(&DomainDefineXml { xml: xml.clone(), flags: 0 }).await.map_err(|e| say(&e))?;
     match &launch.mode {
@@ -103,17 +106,45 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
                 return Err(DriverError::unsupported(DriverName::Libvirt, verb));
             }
             // A missing file would be libvirt's to complain about, in words of its own machine.
-            std::fs::metadata(file).map_err(|e| fail(verb, DriverErrorKind::Refused, format!("{}: {e}", file.display())))?;
-            let flags = if launch.paused { RESTORE_PAUSED } else { RESTORE_RUNNING };
-            let from = file.to_string_lossy().into_owned();
-            let restore = DomainRestoreFlags { from, xml: None, flags };
-            client.call_long(&restore, START_DEADLINE).await.map_err(|e| say(&e))
+            std::fs::metadata(file)
+                .map_err(|e| fail(verb, DriverErrorKind::Refused, format!("{}: {e}", file.display())))?;
+            restore(client, launch, file.to_string_lossy().into_owned()).await
         }
         _ if launch.paused => {
             let create = DomainCreateWithFlags { domain: domain(vm), flags: CREATE_PAUSED };
-            client.call_long(&create, START_DEADLINE).await.map(drop).map_err(|e| say(&e))
+            match client.call_long(&create, START_DEADLINE).await {
+                // It must not run for an instant, so it cannot be started and then stopped.
+                Err(error) if error.fault().is_some_and(Fault::is_about_flags) => Err(fail(
+                    verb,
+                    DriverErrorKind::Unsupported,
+                    "this hypervisor cannot start a guest paused",
+                )),
+                done => done.map(drop).map_err(|e| say(&e)),
+            }
         }
-        _ => client.call_long(&DomainCreate { domain: domain(vm) }, START_DEADLINE).await.map_err(|e| say(&e)),
+        _ => {
+            client.call_long(&DomainCreate { domain: domain(vm) }, START_DEADLINE).await.map_err(|e| say(&e))
+        }
+    }
+}
+
+async fn restore(client: &Client, launch: &Launch, from: String) -> DriverResult<()> {
+    let say = |error: &super::ClientError| failed("start", error);
+    let flags = if launch.paused { RESTORE_PAUSED } else { RESTORE_RUNNING };
+    let restore = DomainRestoreFlags { from: from.clone(), xml: None, flags };
+    match client.call_long(&restore, START_DEADLINE).await {
+        Err(error) if error.fault().is_some_and(Fault::is_about_flags) => {}
+        done => return done.map_err(|e| say(&e)),
+    }
+    // A driver that brings it back as it was saved, whatever one says. It may run now, and may not have to.
+    if launch.paused {
+        return Err(DriverError::unsupported(DriverName::Libvirt, "start"));
+    }
+    client.call_long(&DomainRestore { from }, START_DEADLINE).await.map_err(|e| say(&e))?;
+    match client.call(&DomainResume { domain: domain(launch.vm) }).await {
+        Err(error) if error.fault().is_none() => Err(say(&error)),
+        // It runs already.
+        _ => Ok(()),
     }
 }
 
@@ -150,7 +181,7 @@ pub(super) async fn sweep(site: &Arc<Site>, client: &Client) -> DriverResult<()>
         }
         let active = client.call(&DomainIsActive { domain: domain(vm) }).await;
         if active.is_ok_and(|active| active != 0) {
-            site.guests.amend(vm, "list", |record| record.started = true).await?;
+            site.guests.came_up(vm, "list").await?;
         } else {
             clear(site, client, vm, "list").await?;
         }

@@ -1,5 +1,6 @@
 //! The verbs of one guest that is there.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -97,12 +98,16 @@ pub(super) async fn destroy(site: &Site, vm: VmId) -> DriverResult<()> {
     // No claim: it also ends a guest that another verb is stuck with.
     site.guests.amend(vm, verb, |record| record.ending = record.ending.or(Some(EndCause::Told))).await?;
     match client.call_long(&DomainDestroy { domain: domain(vm) }, DESTROY_DEADLINE).await {
-        Err(error) if !error.is(NO_DOMAIN) && !error.is(OPERATION_INVALID) => return Err(failed(verb, &error)),
+        Err(error) if !error.is(NO_DOMAIN) && !error.is(OPERATION_INVALID) => {
+            return Err(failed(verb, &error));
+        }
         _ => {}
     }
     match seen(site, &client, vm, verb).await?.run {
         Run::Ended(..) => Ok(()),
-        run => Err(fail(verb, DriverErrorKind::Transient, format!("libvirt says it is gone, and it is {run:?}"))),
+        run => {
+            Err(fail(verb, DriverErrorKind::Transient, format!("libvirt says it is gone, and it is {run:?}")))
+        }
     }
 }
 
@@ -134,7 +139,9 @@ pub(super) async fn pause(site: &Site, vm: VmId) -> DriverResult<Guest> {
 /// It stands still, or it has ended meanwhile.
 fn standing(guest: Guest, verb: &'static str) -> DriverResult<Guest> {
     match &guest.run {
-        Run::Ended(_, words) => Err(fail(verb, DriverErrorKind::NotFound, format!("the guest has ended: {words}"))),
+        Run::Ended(_, words) => {
+            Err(fail(verb, DriverErrorKind::NotFound, format!("the guest has ended: {words}")))
+        }
         _ => Ok(guest),
     }
 }
@@ -194,7 +201,8 @@ pub(super) async fn save(site: &Site, vm: VmId, file: PathBuf) -> DriverResult<u
     site.guests.living(vm, verb)?;
     let client = site.client(verb).await?;
     let to = file.to_str().map(str::to_owned);
-    let to = to.ok_or_else(|| fail(verb, DriverErrorKind::Refused, "libvirt takes no path that is not text"))?;
+    let to =
+        to.ok_or_else(|| fail(verb, DriverErrorKind::Refused, "libvirt takes no path that is not text"))?;
     let begun = |record: &mut Record| {
         (record.saved, record.ending) = (Some(file.clone()), Some(EndCause::Told));
     };
@@ -221,14 +229,18 @@ async fn durable(file: PathBuf) -> DriverResult<u64> {
         Ok(open.metadata()?.len())
     });
     let synced: std::io::Result<u64> = synced.await.expect("reading a file's length does not panic");
-    synced.map_err(|e| fail("save", DriverErrorKind::Refused, format!("libvirt has saved it, but the file: {e}")))
+    synced.map_err(|e| {
+        fail("save", DriverErrorKind::Refused, format!("libvirt has saved it, but the file: {e}"))
+    })
 }
 
 pub(super) async fn sample(site: &Site) -> DriverResult<Vec<Sample>> {
     let verb = "sample";
     let (client, offers) = site.connected(verb).await?;
+    let running = |guest: &Guest| !matches!(guest.run, Run::Ended(..));
+    let living = || site.guests.list().into_iter().filter(running).map(|guest| guest.vm);
     if !offers.stats {
-        return one_by_one(site, &client).await;
+        return one_by_one(&client, living().collect()).await;
     }
     let ask = ConnectGetAllDomainStats { domains: List(Vec::new()), stats: STATS, flags: STATS_ACTIVE };
     let List(all) = client.call(&ask).await.map_err(|e| failed(verb, &e))?;
@@ -237,13 +249,20 @@ pub(super) async fn sample(site: &Site) -> DriverResult<Vec<Sample>> {
         site.guests.record(vm).filter(|record| record.started && record.ended.is_none())?;
         Some(measured(vm, &stats.params.0))
     };
-    Ok(all.iter().filter_map(ours).collect())
+    let mut samples: Vec<Sample> = all.iter().filter_map(ours).collect();
+    // Not every hypervisor tells its memory there.
+    samples.retain(|sample| sample.rss_mib > 0);
+    let told: BTreeSet<VmId> = samples.iter().map(|sample| sample.vm).collect();
+    samples.extend(one_by_one(&client, living().filter(|vm| !told.contains(vm)).collect()).await?);
+    Ok(samples)
 }
 
 fn measured(vm: VmId, params: &[Param]) -> Sample {
-    let number = |field: &str| params.iter().find(|param| param.field == field).and_then(|param| param.value.number());
+    let number =
+        |field: &str| params.iter().find(|param| param.field == field).and_then(|param| param.value.number());
     let is_delay = |field: &str| field.starts_with("vcpu.") && field.ends_with(".delay");
-    let delays = params.iter().filter(|param| is_delay(&param.field)).filter_map(|param| param.value.number());
+    let delays =
+        params.iter().filter(|param| is_delay(&param.field)).filter_map(|param| param.value.number());
     let memory_kib = number("balloon.rss").or_else(|| number("balloon.current")).unwrap_or_default();
     Sample {
         vm,
@@ -254,15 +273,12 @@ fn measured(vm: VmId, params: &[Param]) -> Sample {
     }
 }
 
-async fn one_by_one(site: &Site, client: &Client) -> DriverResult<Vec<Sample>> {
+async fn one_by_one(client: &Client, vms: Vec<VmId>) -> DriverResult<Vec<Sample>> {
     let mut samples = Vec::new();
-    for guest in site.guests.list() {
-        if matches!(guest.run, Run::Ended(..)) {
-            continue;
-        }
-        match client.call(&DomainGetInfo { domain: domain(guest.vm) }).await {
+    for vm in vms {
+        match client.call(&DomainGetInfo { domain: domain(vm) }).await {
             Ok(info) => samples.push(Sample {
-                vm: guest.vm,
+                vm,
                 cpu_ms: info.cpu_time_ns / 1_000_000,
                 wait_ms: 0,
                 rss_mib: info.memory_kib.div_ceil(1024),

@@ -186,10 +186,12 @@ impl Connection {
                 self.heard = Instant::now();
                 Ok(())
             }
-            Pour::Bytes { serial, procedure, bytes } => bytes.chunks(STREAM_BYTES_MAX).try_for_each(|bytes| {
-                let head = Self::head(procedure, Kind::Stream, serial, Status::Continue);
-                self.send(head, bytes.to_vec())
-            }),
+            Pour::Bytes { serial, procedure, bytes } => {
+                bytes.chunks(STREAM_BYTES_MAX).try_for_each(|bytes| {
+                    let head = Self::head(procedure, Kind::Stream, serial, Status::Continue);
+                    self.send(head, bytes.to_vec())
+                })
+            }
             Pour::Abort { serial, procedure } => {
                 self.streams.remove(&serial);
                 self.send(Self::head(procedure, Kind::Stream, serial, Status::Error), Vec::new())
@@ -216,14 +218,21 @@ impl Connection {
             },
             (PROGRAM_REMOTE, Kind::Reply) => self.answer(serial, procedure, status, frame.body)?,
             (PROGRAM_REMOTE, Kind::Stream) => self.stream(serial, procedure, status, frame.body).await,
-            _ => return Err(format!("the daemon sends what was not asked for: program {program:#x}, {kind:?}")),
+            _ => {
+                return Err(format!(
+                    "the daemon sends what was not asked for: program {program:#x}, {kind:?}"
+                ));
+            }
         }
         Ok(())
     }
 
     fn answer(&mut self, serial: u32, procedure: i32, status: Status, body: Vec<u8>) -> Result<(), String> {
-        let Some(waiting) = self.waiting.remove(&serial).filter(|waiting| waiting.procedure == procedure) else {
-            return Err(format!("the daemon answers what was not asked: procedure {procedure}, serial {serial}"));
+        let Some(waiting) = self.waiting.remove(&serial).filter(|waiting| waiting.procedure == procedure)
+        else {
+            return Err(format!(
+                "the daemon answers what was not asked: procedure {procedure}, serial {serial}"
+            ));
         };
         let answer = match status {
             Status::Ok => {
@@ -232,7 +241,7 @@ impl Connection {
                 }
                 Ok(Answer { serial, body })
             }
-            _ => Err(xdr::decode::<Fault>(&body).map_or_else(ClientError::from, |fault| fault.into())),
+            _ => Err(xdr::decode::<Fault>(&body).map_or_else(ClientError::from, ClientError::from)),
         };
         // Whoever gave up waiting does not want to know.
         let _ = waiting.reply.send(answer);

@@ -88,7 +88,8 @@ impl<'a> Scram<'a> {
             None => self.last(said).map(Some),
             Some(expected) => {
                 let proof = field(said, "v=").ok_or(SaslError::Protocol("no verifier"))?;
-                let proof = STANDARD.decode(proof).map_err(|_| SaslError::Protocol("the verifier is not base64"))?;
+                let proof =
+                    STANDARD.decode(proof).map_err(|_| SaslError::Protocol("the verifier is not base64"))?;
                 if proof == expected { Ok(None) } else { Err(SaslError::Impostor) }
             }
         }
@@ -172,7 +173,14 @@ mod tests {
     #[test]
     fn odd_servers() {
         let login = login();
-        for said in ["", "r=abc", "r=other,s=AAAA,i=1", "r=abcd,s=AAAA,i=0", "r=abcd,s=AAAA,i=4000000000", "r=abcd,s=*,i=1"] {
+        for said in [
+            "",
+            "r=abc",
+            "r=other,s=AAAA,i=1",
+            "r=abcd,s=AAAA,i=0",
+            "r=abcd,s=AAAA,i=4000000000",
+            "r=abcd,s=*,i=1",
+        ] {
             assert!(Scram::new(&login, "abc").answer(said.as_bytes()).is_err(), "{said}");
         }
         assert_eq!(choose("PLAIN,SCRAM-SHA-256", false), Ok(SCRAM));

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use super::uri::{Transport, Uri};
 use super::ClientError;
+use super::uri::{Transport, Uri};
 
 /// Usual port of TCP.
 const TCP_PORT: u16 = 16_509;
@@ -43,7 +43,10 @@ fn failed(place: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Clien
     move |source| ClientError::Connect { place: place.to_string(), source }
 }
 
-fn unfit(place: impl std::fmt::Display, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+fn unfit(
+    place: impl std::fmt::Display,
+    why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> ClientError {
     failed(place)(std::io::Error::new(std::io::ErrorKind::InvalidData, why))
 }
 
@@ -72,9 +75,12 @@ async fn tls(uri: &Uri) -> Result<Box<dyn Wire>, ClientError> {
     let config = tls_config(uri)?;
     let name = ServerName::try_from(uri.host.clone()).map_err(|e| unfit(&uri.host, e))?;
     let stream = tcp(uri, TLS_PORT).await?;
-    let mut stream =
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed(&uri.host))?;
-    let welcome = stream.read_u8().await.map_err(failed(format!("{}: certificate not accepted", uri.host)))?;
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(failed(&uri.host))?;
+    let welcome =
+        stream.read_u8().await.map_err(failed(format!("{}: certificate not accepted", uri.host)))?;
     if welcome != TLS_WELCOME {
         return Err(unfit(&uri.host, "the daemon does not accept this client's certificate"));
     }
@@ -139,7 +145,12 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -148,7 +159,12 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -210,13 +226,21 @@ fn quoted(text: &str) -> String {
 }
 
 impl AsyncRead for Piped {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.out).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Piped {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.into).poll_write(cx, bytes)
     }
 

@@ -7,8 +7,18 @@ use std::path::PathBuf;
 use dunlin_model::Invalid;
 
 /// Parameters that are about the way to the daemon; the others are the daemon's.
-const OWN: &[&str] =
-    &["socket", "pkipath", "no_verify", "name", "keyfile", "netcat", "authfile", "no_tty", "proxy", "known_hosts"];
+const OWN: &[&str] = &[
+    "socket",
+    "pkipath",
+    "no_verify",
+    "name",
+    "keyfile",
+    "netcat",
+    "authfile",
+    "no_tty",
+    "proxy",
+    "known_hosts",
+];
 /// Longest URI, bytes.
 const URI_BYTES_MAX: usize = 4096;
 /// Where daemons of libvirt 9 listen, the modular one first.
@@ -51,7 +61,8 @@ impl std::str::FromStr for Uri {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let wrong = |problem: &str| {
-            let allowed = "DRIVER[+unix|tcp|tls|ssh]://[USER@][HOST][:PORT]/PATH[?PARAMETERS], as in qemu:///system";
+            let allowed =
+                "DRIVER[+unix|tcp|tls|ssh]://[USER@][HOST][:PORT]/PATH[?PARAMETERS], as in qemu:///system";
             Invalid::new("libvirt URI", format!("{text:?} {problem}"), allowed)
         };
         if text.len() > URI_BYTES_MAX || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -118,7 +129,8 @@ impl Uri {
             return name.to_owned();
         }
         let theirs = self.parameters.iter().filter(|(key, _)| !OWN.contains(&key.as_str()));
-        let query: Vec<String> = theirs.map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
+        let query: Vec<String> =
+            theirs.map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
         let mark = if query.is_empty() { "" } else { "?" };
         format!("{}://{}{mark}{}", self.driver, self.path, query.join("&"))
     }
@@ -166,7 +178,9 @@ fn decoded(text: &str) -> Option<String> {
 
 fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:,".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 #[cfg(test)]
@@ -202,9 +216,21 @@ mod tests {
     fn refused() {
         let long = format!("qemu:///{}", "x".repeat(5000));
         for uri in [
-            "", "qemu", "qemu:/system", "://x", "qemu+smoke://h/", "qemu+tcp:///system", "qemu+unix://h/system",
-            "qemu+ssh://-oProxyCommand=x/system", "qemu+ssh://-l@h/system", "qemu+tcp://h:99999/", "qemu+tcp://[::1/",
-            "qemu+tcp://h;reboot/", "qemu:///system?socket=%zz", "qemu:///a b", &long,
+            "",
+            "qemu",
+            "qemu:/system",
+            "://x",
+            "qemu+smoke://h/",
+            "qemu+tcp:///system",
+            "qemu+unix://h/system",
+            "qemu+ssh://-oProxyCommand=x/system",
+            "qemu+ssh://-l@h/system",
+            "qemu+tcp://h:99999/",
+            "qemu+tcp://[::1/",
+            "qemu+tcp://h;reboot/",
+            "qemu:///system?socket=%zz",
+            "qemu:///a b",
+            &long,
         ] {
             assert!(uri.parse::<Uri>().is_err(), "{uri}");
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dunlin_model::vm::{AccelChoice, Boot, DiskBus, DiskFormat, FileRef, VmSpec};
+use dunlin_model::vm::{AccelChoice, Arch, Boot, DiskBus, DiskFormat, FileRef, VmSpec};
 use dunlin_model::{Incarnation, VmId};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
@@ -21,10 +21,14 @@ use crate::libvirt::{Libvirt, LibvirtConfig};
 
 /// Everything here is done within a few seconds; a busy builder may need ten times that.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing runs: what is not told at once is not told at all.
+const PLAYED_PATIENCE: Duration = Duration::from_secs(5);
 
 struct LibvirtFixture {
     daemons: [Daemon; 2],
     uri: &'static str,
+    /// The test hypervisor forgets everything when nobody looks.
+    lookers: tokio::sync::OnceCell<[Client; 2]>,
     sites: Mutex<[Weak<Site>; 2]>,
     open: Mutex<[Weak<Libvirt>; 2]>,
 }
@@ -32,7 +36,13 @@ struct LibvirtFixture {
 impl LibvirtFixture {
     fn new(uri: &'static str) -> Self {
         let daemons = [Daemon::start("lva"), Daemon::start("lvb")];
-        Self { daemons, uri, sites: Mutex::default(), open: Mutex::default() }
+        Self {
+            daemons,
+            uri,
+            lookers: tokio::sync::OnceCell::new(),
+            sites: Mutex::default(),
+            open: Mutex::default(),
+        }
     }
 
     fn is_qemu(&self) -> bool {
@@ -63,6 +73,9 @@ impl Fixture for LibvirtFixture {
         while earlier.strong_count() > 0 {
             sleep(Duration::from_millis(1)).await;
         }
+        if !self.is_qemu() {
+            self.lookers.get_or_init(async || [self.other(0).await, self.other(1).await]).await;
+        }
         let daemon = &self.daemons[host];
         let config = LibvirtConfig::new(daemon.path("agent"), &daemon.uri(self.uri)).expect("uri");
         let driver = Arc::new(Libvirt::open(config)?);
@@ -79,7 +92,9 @@ impl Fixture for LibvirtFixture {
         let cmdline = std::fs::read_to_string(files.join("cmdline")).expect("cmdline").trim().to_owned();
         let mut spec = VmSpec::new(128);
         spec.boot = Boot::Kernel { kernel: FileRef::Path("/".into()), initrd: None, cmdline };
-        spec.accel = if self.is_qemu() { AccelChoice::Tcg } else { AccelChoice::Any };
+        // The test hypervisor plays nothing else.
+        (spec.accel, spec.arch) =
+            if self.is_qemu() { (AccelChoice::Tcg, Arch::X86_64) } else { (AccelChoice::Any, Arch::I686) };
         let disk = LaunchDisk {
             name: "vda".parse().expect("name"),
             path: disk,
@@ -107,7 +122,7 @@ impl Fixture for LibvirtFixture {
     }
 
     fn deadline(&self) -> Duration {
-        PATIENCE
+        if self.is_qemu() { PATIENCE } else { PLAYED_PATIENCE }
     }
 
     /// QEMU's guest only once its late drivers are in, which no notice tells; the test hypervisor's always.
@@ -165,9 +180,13 @@ async fn qemu_conforms() {
     assert_eq!(report.failures().count(), 0, "{report}");
 }
 
-/// libvirt's test hypervisor passes what it can be asked.
+/// What libvirt's test hypervisor cannot: it starts nothing paused, and tells of no restart of a machine.
+const BEYOND_TEST: [&str; 3] = ["start resume", "reboot_on_shutdown", "reset"];
+
+/// libvirt's test hypervisor passes what it can be asked, and fails where it is known to.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_conforms() {
     let report = report("test:///default").await;
-    assert_eq!(report.failures().count(), 0, "{report}");
+    let failures: Vec<&str> = report.failures().map(|(verbs, ..)| *verbs).collect();
+    assert_eq!(failures, BEYOND_TEST, "{report}");
 }

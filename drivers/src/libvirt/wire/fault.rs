@@ -23,6 +23,8 @@ records! {
 pub const NO_SUPPORT: i32 = 3;
 /// The procedure is not known at all.
 pub const RPC: i32 = 39;
+/// An argument is not taken.
+pub const INVALID_ARG: i32 = 8;
 /// There is no such domain.
 pub const NO_DOMAIN: i32 = 42;
 /// The domain is in no state for that.
@@ -41,6 +43,12 @@ impl Fault {
     #[must_use]
     pub fn words(&self) -> String {
         self.message.clone().unwrap_or_else(|| format!("error {} without a word", self.code))
+    }
+
+    /// Is it that this driver does not know a flag?
+    #[must_use]
+    pub fn is_about_flags(&self) -> bool {
+        self.code == INVALID_ARG && self.words().contains("unsupported flags")
     }
 
     /// Is it that there is no such verb, here or at all?
