@@ -1,6 +1,6 @@
 # What one does here. Everything is in the scripts: tests/install, tests/guest/build, tests/demo, tests/run, .ci/run.
 
-.PHONY: help demo demo-down test lint bench install guest
+.PHONY: help demo demo-down test lint bench chaos install guest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +22,10 @@ bench: install guest ## the numbers of docs/PERFORMANCE.md
 	@tests/install bench
 	cargo build --locked --release
 	cargo bench --locked --package dunlin-tests
+
+chaos: install ## kill, stop and cut off controllers and agents under load for MINUTES=15, then look what is lost; as root
+	cargo build --locked --release
+	cargo bench --locked --package dunlin-tests -- chaos
 
 install: ## what is missing on this machine
 	@tests/install

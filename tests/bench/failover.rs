@@ -22,8 +22,8 @@ const ROUNDS: usize = 20;
 const ROUNDS_ETCD: usize = 5;
 /// Callers that write all the time.
 const CALLERS: usize = 32;
-/// One try: a stopped process keeps its sockets, and says nothing on them.
-const TRY: Duration = Duration::from_millis(400);
+/// One try: a stopped process keeps its sockets, and says nothing on them. Ten times what a write takes under this load.
+const TRY: Duration = Duration::from_millis(150);
 /// Between two tries that failed at once.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Load before each loss.

@@ -1,13 +1,15 @@
 //! The figures of docs/PERFORMANCE.md, each a ratio against a peer or a baseline measured in the same run.
 //!
 //! `make bench` runs all; `cargo bench -p dunlin-tests -- NAME` runs those whose name contains NAME. Nothing here asserts a
-//! time: machines differ, and the reader judges.
+//! time: machines differ, and the reader judges. `chaos` runs only when it is named in full: it measures nothing, and its
+//! verdict is its exit status.
 
 // Figures are for reading: a sum is no less true for having been a float.
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
 mod agent_rss;
+mod chaos;
 mod cutting_stock;
 mod day;
 mod decide;
@@ -26,6 +28,9 @@ type Bench = fn() -> anyhow::Result<()>;
 
 fn main() -> anyhow::Result<()> {
     let wanted: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if wanted == ["chaos"] {
+        return chaos::run();
+    }
     let all: [(&str, Bench); 11] = [
         ("start", start::run),
         ("migration", migration::run),
