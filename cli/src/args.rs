@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::verbs::access::LoginArgs;
 use crate::verbs::apply::{ApplyArgs, DeleteArgs};
+use crate::verbs::audit::AuditVerb;
 use crate::verbs::authority::CaVerb;
 use crate::verbs::backup::{BackupArgs, RestoreArgs};
 use crate::verbs::balance::BalanceVerb;
@@ -14,6 +16,7 @@ use crate::verbs::enrol::{AdminVerb, JoinArgs};
 use crate::verbs::explain::ExplainArgs;
 use crate::verbs::get::GetArgs;
 use crate::verbs::host_set::HostSetArgs;
+use crate::verbs::rights::{ApiTokenVerb, BindingVerb, ProjectVerb, RoleVerb, UserVerb};
 use crate::verbs::simulate::SimulateArgs;
 use crate::verbs::vm_flags::VmFlags;
 
@@ -60,6 +63,30 @@ pub(crate) enum Noun {
     /// Machines that run guests
     #[command(subcommand)]
     Host(HostVerb),
+    /// Log in as a user; the password is asked for, or read from standard input
+    Login(LoginArgs),
+    /// End the session
+    Logout,
+    /// Show whom the fleet takes you for, and what is bound to you
+    Whoami,
+    /// People and programs that may ask for something
+    #[command(subcommand)]
+    User(UserVerb),
+    /// What somebody may do: verbs on kinds
+    #[command(subcommand)]
+    Role(RoleVerb),
+    /// Who may do it, and where
+    #[command(subcommand)]
+    Binding(BindingVerb),
+    /// Whose VMs are, and how much they may take
+    #[command(subcommand)]
+    Project(ProjectVerb),
+    /// Tokens with which programs speak for a user
+    #[command(subcommand)]
+    ApiToken(ApiTokenVerb),
+    /// Who did what
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Becoming an admin
     #[command(subcommand)]
     Admin(AdminVerb),

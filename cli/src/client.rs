@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::{ErrorCode, Invalid, Kind, Object, Revision};
+use dunlin_model::{ErrorCode, Invalid, Kind, Object, Revision, Secret};
 use dunlin_pki::{Keyring, UnixDialer};
 use dunlin_proto::{Fault, v1};
 use tokio::time::Instant;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use v1::access_client::AccessClient;
 use v1::advisor_client::AdvisorClient;
 use v1::fleet_client::FleetClient;
 use v1::identities_client::IdentitiesClient;
@@ -47,6 +50,34 @@ pub(crate) struct Fleet {
     endpoints: Vec<String>,
     channels: Vec<Channel>,
     try_timeout: Duration,
+    credentials: Credentials,
+}
+
+/// A connection on which every call shows who makes it.
+pub(crate) type Line = InterceptedService<Channel, Credentials>;
+
+/// What is shown with every call: a token, when there is one, and the id that ties together what this command leads to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Credentials {
+    token: Option<Secret>,
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let unfit = |_| tonic::Status::invalid_argument("the token has characters that no token has");
+        if let Some(token) = &self.token {
+            let text = format!("Bearer {}", token.expose());
+            request.metadata_mut().insert("authorization", text.parse().map_err(unfit)?);
+        }
+        request.metadata_mut().insert("dunlin-correlation", correlation().parse().map_err(unfit)?);
+        Ok(request)
+    }
+}
+
+/// The id of this command in the controllers' logs and in the audit log.
+pub(crate) fn correlation() -> &'static str {
+    static ID: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    ID.get_or_init(|| uuid::Uuid::new_v4().simple().to_string()[..16].to_owned())
 }
 
 impl Fleet {
@@ -67,7 +98,17 @@ impl Fleet {
             Ok(channel.connect_timeout(CONNECT_TIMEOUT).connect_with_connector_lazy(keyring.dialer()))
         };
         let channels = endpoints.iter().map(dial).collect::<Result<_, Fault>>()?;
-        Ok(Self { endpoints, channels, try_timeout: TRY_TIMEOUT })
+        Ok(Self { endpoints, channels, try_timeout: TRY_TIMEOUT, credentials: Credentials::default() })
+    }
+
+    /// The same, showing a token.
+    pub(crate) fn showing(self, token: Option<Secret>) -> Self {
+        Self { credentials: Credentials { token }, ..self }
+    }
+
+    /// The same, showing nothing: a token that has expired must not stand in the way of a login.
+    pub(crate) fn anonymous(&self) -> Self {
+        self.clone().showing(None)
     }
 
     /// The same, for calls that take as long as an image takes to cross the network.
@@ -78,25 +119,34 @@ impl Fleet {
     /// Runs `call` against one controller after the other until one gives an answer that is worth having.
     pub(crate) async fn call<T, F>(&self, call: F) -> Result<T, Fault>
     where
-        F: AsyncFn(FleetClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+        F: AsyncFn(FleetClient<Line>) -> Result<tonic::Response<T>, tonic::Status>,
     {
-        let client = |channel| FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let client = |line| FleetClient::new(line).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.each(async |channel| call(client(channel)).await).await
     }
 
     /// The same for a question to the scheduler.
     pub(crate) async fn advise<T, F>(&self, call: F) -> Result<T, Fault>
     where
-        F: AsyncFn(AdvisorClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+        F: AsyncFn(AdvisorClient<Line>) -> Result<tonic::Response<T>, tonic::Status>,
     {
-        let client = |channel| AdvisorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let client = |line| AdvisorClient::new(line).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        self.each(async |channel| call(client(channel)).await).await
+    }
+
+    /// The same for who one is and may be.
+    pub(crate) async fn access<T, F>(&self, call: F) -> Result<T, Fault>
+    where
+        F: AsyncFn(AccessClient<Line>) -> Result<tonic::Response<T>, tonic::Status>,
+    {
+        let client = |line| AccessClient::new(line).max_decoding_message_size(MESSAGE_BYTES_MAX);
         self.each(async |channel| call(client(channel)).await).await
     }
 
     /// The same for who one is.
     pub(crate) async fn identities<T, F>(&self, call: F) -> Result<T, Fault>
     where
-        F: AsyncFn(IdentitiesClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+        F: AsyncFn(IdentitiesClient<Line>) -> Result<tonic::Response<T>, tonic::Status>,
     {
         self.each(async |channel| call(IdentitiesClient::new(channel)).await).await
     }
@@ -104,21 +154,26 @@ impl Fleet {
     /// The same for the keeping of the cluster itself.
     pub(crate) async fn operate<T, F>(&self, call: F) -> Result<T, Fault>
     where
-        F: AsyncFn(OperatorClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+        F: AsyncFn(OperatorClient<Line>) -> Result<tonic::Response<T>, tonic::Status>,
     {
         self.each(async |channel| call(OperatorClient::new(channel)).await).await
     }
 
     async fn each<T, F>(&self, call: F) -> Result<T, Fault>
     where
-        F: AsyncFn(Channel) -> Result<tonic::Response<T>, tonic::Status>,
+        F: AsyncFn(Line) -> Result<tonic::Response<T>, tonic::Status>,
     {
         let began = Instant::now();
         let mut remarked = false;
         loop {
             let mut last = None;
             for channel in &self.channels {
-                let fault = match tokio::time::timeout(self.try_timeout, call(channel.clone())).await {
+                let fault = match tokio::time::timeout(
+                    self.try_timeout,
+                    call(InterceptedService::new(channel.clone(), self.credentials.clone())),
+                )
+                .await
+                {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
                     Ok(Err(status)) => fault_of(&status),
                     Err(_) => {
@@ -164,7 +219,7 @@ impl Fleet {
     /// As [`Fleet::call`], for an answer that is one object.
     pub(crate) async fn object<F>(&self, call: F) -> Result<Object, Fault>
     where
-        F: AsyncFn(FleetClient<Channel>) -> Result<tonic::Response<v1::Object>, tonic::Status>,
+        F: AsyncFn(FleetClient<Line>) -> Result<tonic::Response<v1::Object>, tonic::Status>,
     {
         Ok(Object::try_from(self.call(call).await?)?)
     }
@@ -323,7 +378,7 @@ pub(crate) fn endpoint(text: &str) -> Result<String, Invalid> {
 /// Nobody is refused by the controllers; without an authority to believe, they are not even asked.
 fn nobody() -> Fault {
     let message = "you are nobody to these controllers: make a context with `dunlin context join NAME URL... --token TOKEN`, \
-                   or on the machine of a controller with `dunlin admin enroll --data-dir DIR`";
+                   log in with `dunlin login USER --controller URL --authority FINGERPRINT`, or on the machine of a controller with `dunlin admin enroll --data-dir DIR`";
     Fault::new(ErrorCode::Unauthenticated, message)
 }
 

@@ -1,9 +1,11 @@
 //! Where the CLI talks to when it is not told: `$DUNLIN_CONFIG`, else `~/.config/dunlin/contexts.yaml`.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use dunlin_model::Invalid;
+use dunlin_model::{Invalid, Secret};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -22,6 +24,12 @@ pub(crate) struct Contexts {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Context {
     pub(crate) endpoints: Vec<String>,
+    /// Who is logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    /// His session's token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<Secret>,
 }
 
 #[derive(Debug, Error)]
@@ -69,7 +77,11 @@ impl Contexts {
         }
         let text = serde_norway::to_string(self).expect("a map of strings is YAML");
         let fresh = path.with_extension("yaml.new");
-        std::fs::write(&fresh, text).map_err(failed)?;
+        // It may hold a token: from its first byte on it is nobody else's to read.
+        let _ = std::fs::remove_file(&fresh);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&fresh).map_err(failed)?;
+        file.write_all(text.as_bytes()).map_err(failed)?;
         std::fs::rename(&fresh, path).map_err(failed)
     }
 
@@ -85,8 +97,57 @@ impl Contexts {
 
     /// Adds or replaces a context and makes it the current one.
     pub(crate) fn set(&mut self, name: &str, endpoints: Vec<String>) {
-        self.contexts.insert(name.to_owned(), Context { endpoints });
+        // Another place must not be shown the token of the one that had this name.
+        let same = self.contexts.get(name).filter(|known| known.endpoints == endpoints).cloned();
+        let fresh = Context { endpoints, user: None, token: None };
+        self.contexts.insert(name.to_owned(), same.unwrap_or(fresh));
         self.current = Some(name.to_owned());
+    }
+
+    /// The context of these endpoints: the one that was asked for, the current one, or any that has just these.
+    fn at(&self, wanted: Option<&str>, endpoints: &[String]) -> Option<String> {
+        let current = wanted.or(self.current.as_deref());
+        let fits = |name: &str| self.contexts.get(name).is_some_and(|known| known.endpoints == endpoints);
+        let current = current.filter(|name| fits(name)).map(str::to_owned);
+        current.or_else(|| self.contexts.keys().find(|name| fits(name)).cloned())
+    }
+
+    /// The token to show there.
+    pub(crate) fn token(&self, wanted: Option<&str>, endpoints: &[String]) -> Option<Secret> {
+        self.contexts.get(&self.at(wanted, endpoints)?)?.token.clone()
+    }
+
+    /// Keeps a session with the context of these endpoints, or with a new one. Returns its name.
+    pub(crate) fn log_in(
+        &mut self,
+        wanted: Option<&str>,
+        endpoints: &[String],
+        user: &str,
+        token: Secret,
+    ) -> String {
+        let first =
+            || endpoints.first().map_or("here", |text| text.trim_start_matches("https://")).to_owned();
+        let name = self.at(wanted, endpoints).unwrap_or_else(first);
+        let (user, token) = (Some(user.to_owned()), Some(token));
+        self.contexts.insert(name.clone(), Context { endpoints: endpoints.to_vec(), user, token });
+        if self.current.is_none() {
+            self.current = Some(name.clone());
+        }
+        name
+    }
+
+    /// Forgets the session with these endpoints.
+    pub(crate) fn log_out(&mut self, wanted: Option<&str>, endpoints: &[String]) {
+        if let Some(context) = self.at(wanted, endpoints).and_then(|name| self.contexts.get_mut(&name)) {
+            (context.user, context.token) = (None, None);
+        }
+    }
+
+    /// The same without tokens, to be shown.
+    pub(crate) fn without_tokens(&self) -> Self {
+        let mut shown = self.clone();
+        shown.contexts.values_mut().for_each(|context| context.token = None);
+        shown
     }
 
     /// Makes a known context the current one.

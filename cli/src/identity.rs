@@ -28,17 +28,22 @@ impl Files {
 
     /// What is in them; none when there are none.
     pub(crate) fn open(&self) -> Result<Option<Arc<Keyring>>, Failure> {
-        let (Some(shown), Some(roots)) = (read_shown(&self.shown)?, read_roots(&self.authorities)?) else {
-            return Ok(None);
-        };
-        let ring = Ring { shown: Some(shown), trust: Trust::Roots(roots), beside: Vec::new() };
+        let Some(roots) = read_roots(&self.authorities)? else { return Ok(None) };
+        // Whoever logs in with a password has no certificate, and believes those who took it.
+        let shown = read_shown(&self.shown)?;
+        let ring = Ring { shown, trust: Trust::Roots(roots), beside: Vec::new() };
         Ok(Some(Keyring::new(ring, Clock::system())?))
     }
 
     /// Replaces what is in them.
     pub(crate) fn keep(&self, shown: &Shown, authorities: &str) -> Result<(), Failure> {
-        write_roots(&self.authorities, &pem_certificates(authorities)?)?;
+        self.believe(authorities)?;
         Ok(write_shown(&self.shown, shown)?)
+    }
+
+    /// Replaces whom one believes.
+    pub(crate) fn believe(&self, authorities: &str) -> Result<(), Failure> {
+        Ok(write_roots(&self.authorities, &pem_certificates(authorities)?)?)
     }
 
     /// Removes them. That there are none is no error.

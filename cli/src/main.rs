@@ -45,7 +45,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Noun::Down(args) => local::down(&args, &contexts),
         _ => {
             let endpoint = std::env::var("DUNLIN_ENDPOINT").ok();
-            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint }))
+            let token = std::env::var("DUNLIN_API_TOKEN").ok().filter(|token| !token.is_empty());
+            let token = token.map(dunlin_model::Secret::new);
+            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint, token }))
         }
     }
 }

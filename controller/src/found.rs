@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use dunlin_model::cluster::Controller;
+use dunlin_model::project::default_project;
 use dunlin_state::{Command, Rejected, State, TrustChange};
 
 use crate::config::CLUSTER_NAME;
@@ -86,6 +87,10 @@ fn next_step(node: &Node) -> Option<Command> {
     {
         let authority = Box::new(authority);
         return Some(Command::Trust(TrustChange::Install { authority, issued }));
+    }
+    if view.project_named(&default_project()).is_none() {
+        // Founded by a release that knew no rights.
+        return Some(Command::SeedRights);
     }
     (controllers(&view) != wanted).then_some(Command::SetControllers { controllers: wanted })
 }

@@ -16,6 +16,7 @@
 
 mod advise;
 mod api;
+mod audit;
 pub mod backup;
 mod balancer;
 mod blob;
@@ -31,6 +32,7 @@ mod mint;
 mod node;
 pub mod raft;
 pub mod reconcile;
+mod rights;
 mod room;
 mod run;
 mod sealed;

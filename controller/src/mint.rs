@@ -44,6 +44,11 @@ pub(crate) fn secret() -> String {
     hex(&random::<SECRET_BYTES>())
 }
 
+/// The salt of a password's hash: as long as RFC 9106 asks for.
+pub(crate) fn salt() -> [u8; 16] {
+    random()
+}
+
 /// A number that only its receiver can know.
 pub(crate) fn nonce() -> u64 {
     u64::from_le_bytes(random())

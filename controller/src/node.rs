@@ -9,12 +9,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::call::CALLS_MAX;
 use crate::api::{Pages, Peers, Streams};
+use crate::audit::Audit;
 use crate::blob::BlobStore;
 use crate::fleet::Replica;
+use crate::rights::{Attempts, Passwords};
 use crate::room::Room;
 use crate::session::{Board, Sessions, Tunnels};
 use crate::trust::Keys;
 use crate::{Config, fleet, raft};
+
+/// Questions to the leader about unknown tokens at once: logins are rare, and guesses shall stay so.
+const NEWS_MAX: usize = 4;
 
 /// One controller.
 #[derive(Debug)]
@@ -31,6 +36,11 @@ pub(crate) struct Node {
     /// What those agents report.
     pub(crate) board: Board,
     pub(crate) tunnels: Tunnels,
+    pub(crate) audit: Audit,
+    pub(crate) passwords: Passwords,
+    pub(crate) attempts: Attempts,
+    /// One permit per follower's question whether a token is new.
+    pub(crate) news: Semaphore,
     /// One permit per call under way.
     pub(crate) calls: Arc<Semaphore>,
     /// Watches and consoles that are open here.
@@ -42,7 +52,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, replica: Replica, blobs: BlobStore, keys: Arc<Keys>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        replica: Replica,
+        blobs: BlobStore,
+        keys: Arc<Keys>,
+        audit: Audit,
+    ) -> Self {
         let room = Room::new(&config.data_dir);
         Self {
             config,
@@ -54,6 +70,10 @@ impl Node {
             sessions: Sessions::default(),
             board: Board::default(),
             tunnels: Tunnels::default(),
+            audit,
+            passwords: Passwords::default(),
+            attempts: Attempts::default(),
+            news: Semaphore::new(NEWS_MAX),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             streams: Streams::default(),
             pages: Pages::default(),

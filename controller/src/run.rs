@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::api::{Advice, Api, Holders, Operations, keep_blobs, rest_fallback, rest_router};
+use crate::api::{Advice, Api, Doorman, Holders, Operations, keep_blobs, rest_fallback, rest_router};
+use crate::audit::{Audit, AuditError, Files};
 use crate::blob::{BlobError, BlobStore};
 use crate::drive::drive;
 use crate::found::{self, Opening};
@@ -22,7 +23,7 @@ use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason, Wire};
 use crate::session::Gate;
 use crate::trust::{Keys, KeysError};
-use crate::{Config, front, trust};
+use crate::{Config, front, rights, trust};
 
 /// How long calls under way may take to end when the controller stops. Streams are told to end at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,6 +50,9 @@ pub enum RunError {
     /// The folder of image bytes cannot be used.
     #[error("open the image store: {0}")]
     Blobs(String),
+    /// The audit log cannot be used.
+    #[error("open the audit log: {0}")]
+    Audit(String),
     /// The address is taken, or is not this machine's.
     #[error("listen for clients and agents on {address}")]
     Listen {
@@ -72,6 +76,13 @@ impl From<Opening> for RunError {
             Opening::Open(error) => Self::Open(error),
             Opening::Init(error) => Self::Init(error),
         }
+    }
+}
+
+impl From<AuditError> for RunError {
+    fn from(error: AuditError) -> Self {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Self::Audit(format!("{error}{cause}"))
     }
 }
 
@@ -117,6 +128,9 @@ impl Controller {
         let data_dir = config.data_dir.clone();
         let blobs = tokio::task::spawn_blocking(move || BlobStore::open(&data_dir)).await;
         let blobs = blobs.map_err(|error| RunError::Blobs(error.to_string()))??;
+        let (data_dir, number) = (config.data_dir.clone(), config.id.0);
+        let audit = tokio::task::spawn_blocking(move || Files::open(&data_dir, number)).await;
+        let audit = audit.map_err(|error| RunError::Audit(error.to_string()))??;
         let keys = Keys::open(&config).await?;
         let replica = found::open(&config, wire(&keys), keys.founding().is_some()).await?;
         keys.mend(replica.read().trust())?;
@@ -125,7 +139,7 @@ impl Controller {
         // The store is this process's alone by now, and so is what lies beside it.
         let local = Local::open(&config.data_dir)?;
         let (id, endpoint) = (config.id, config.api_endpoint.clone());
-        let node = Arc::new(Node::new(config, replica, blobs, Arc::clone(&keys)));
+        let node = Arc::new(Node::new(config, replica, blobs, Arc::clone(&keys), Audit::start(audit)));
         let mut loops = JoinSet::new();
         loops.spawn(drive(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));
@@ -157,6 +171,7 @@ impl Controller {
             tracing::debug!("calls under way were cut off");
             self.server.abort();
         }
+        self.node.audit.written().await;
         self.node.replica.shutdown().await;
     }
 }
@@ -167,10 +182,11 @@ fn routes(node: &Arc<Node>) -> Router {
     let rest = rest_router(node, &api, &advice);
     let grpc = Routes::new(api.service()).add_service(Gate::service(Arc::clone(node)));
     let grpc = grpc.add_service(advice.service()).add_service(Operations::service(Arc::clone(node)));
-    let grpc = grpc.add_service(Holders::service(Arc::clone(node)));
+    let grpc =
+        grpc.add_service(Holders::service(Arc::clone(node))).add_service(Doorman::service(Arc::clone(node)));
     let router = rest_fallback(grpc.prepare().into_axum_router().merge(rest));
     // In front of everything that is served, whatever is added to it.
-    router.layer(axum::middleware::from_fn_with_state(Arc::clone(&node.keys), trust::gate))
+    router.layer(axum::middleware::from_fn_with_state(Arc::clone(node), rights::enter))
 }
 
 /// How this controller speaks to the others.

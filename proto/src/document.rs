@@ -8,10 +8,12 @@ use dunlin_model::cluster::ClusterSpec;
 use dunlin_model::host::HostSpec;
 use dunlin_model::image::ImageSpec;
 use dunlin_model::meta::Metadata;
+use dunlin_model::project::ProjectSpec;
+use dunlin_model::rights::{BindingSpec, RoleSpec, UserSpec};
 use dunlin_model::vm::VmSpec;
 use dunlin_model::{
-    ClusterId, Generation, HostId, ImageId, Invalid, Kind, Labels, Name, Object, Resource, Revision,
-    Timestamp, VmId,
+    BindingId, ClusterId, Generation, HostId, ImageId, Invalid, Kind, Labels, Name, Object, ProjectId,
+    Resource, Revision, RoleId, Timestamp, UserId, VmId,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -74,7 +76,7 @@ pub fn kind(document: &Value) -> Result<Kind, Invalid> {
     }
 }
 
-/// Reads an object that may be written by hand: a Cluster, Host, Vm or Image.
+/// Reads an object that may be written by hand: a Cluster, Host, Vm, Image, User, Role, Binding or Project.
 pub fn object(kind: Kind, document: &Value) -> Result<Object, Invalid> {
     if document.get("kind").is_some() {
         let said = self::kind(document)?;
@@ -87,11 +89,17 @@ pub fn object(kind: Kind, document: &Value) -> Result<Object, Invalid> {
         Kind::Host => whole::<_, HostSpec, _>(document, HostId).map(Object::Host),
         Kind::Vm => whole::<_, VmSpec, _>(document, VmId).map(Object::Vm),
         Kind::Image => whole::<_, ImageSpec, _>(document, ImageId).map(Object::Image),
-        Kind::Migration | Kind::Task | Kind::Event | Kind::Recommendation => Err(Invalid::new(
-            "kind",
-            format!("a {kind} is not written as a document"),
-            "Cluster, Host, Vm or Image",
-        )),
+        Kind::User => whole::<_, UserSpec, _>(document, UserId).map(Object::User),
+        Kind::Role => whole::<_, RoleSpec, _>(document, RoleId).map(Object::Role),
+        Kind::Binding => whole::<_, BindingSpec, _>(document, BindingId).map(Object::Binding),
+        Kind::Project => whole::<_, ProjectSpec, _>(document, ProjectId).map(Object::Project),
+        Kind::Migration | Kind::Task | Kind::Event | Kind::Recommendation | Kind::ApiToken => {
+            Err(Invalid::new(
+                "kind",
+                format!("a {kind} is not written as a document"),
+                "Cluster, Host, Vm, Image, User, Role, Binding or Project",
+            ))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use crate::v1;
 
 /// Metadata key of the public code.
-const CODE_KEY: &str = "dunlin-code";
+pub const CODE_KEY: &str = "dunlin-code";
 /// Metadata key of the current object, a [`v1::Object`].
 const CURRENT_KEY: &str = "dunlin-current-bin";
 /// Metadata key that tells gRPC clients when to try again (gRPC A6, "Pushback").

@@ -37,6 +37,8 @@ fn every_code_survives_a_status_and_keeps_its_exit_status() {
         ("no_capacity", 6),
         ("unauthenticated", 7),
         ("forbidden", 13),
+        ("quota_exceeded", 14),
+        ("too_many_attempts", 15),
         ("unsupported", 8),
         ("key_reused", 2),
         ("compacted", 9),

@@ -12,7 +12,7 @@ mod strategy;
 mod tests;
 
 pub use convert::{Wire, read};
-pub use fault::{Details, Fault};
+pub use fault::{CODE_KEY, Details, Fault};
 
 /// The generated types of `dunlin/v1/*.proto`.
 #[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub)]

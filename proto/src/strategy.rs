@@ -257,30 +257,33 @@ pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
                 seed,
             },
         );
-        (size, how, parts, placement, of(sim)).prop_map(move |(size, how, parts, placement, sim)| {
-            let (power, cpus, mem_mib) = size;
-            let (driver, accel, arch, cpu_model, restart) = how;
-            let (boot, mut disks, nics, vnc) = parts;
-            let mut seen = BTreeSet::new();
-            disks.retain(|disk| seen.insert(disk.name.clone()));
-            VmSpec {
-                power,
-                cpus,
-                mem_mib,
-                driver,
-                accel,
-                arch,
-                machine,
-                cpu_model,
-                boot,
-                disks,
-                nics,
-                vnc,
-                restart,
-                placement,
-                sim,
-            }
-        })
+        (size, how, parts, placement, of(sim), name()).prop_map(
+            move |(size, how, parts, placement, sim, project)| {
+                let (power, cpus, mem_mib) = size;
+                let (driver, accel, arch, cpu_model, restart) = how;
+                let (boot, mut disks, nics, vnc) = parts;
+                let mut seen = BTreeSet::new();
+                disks.retain(|disk| seen.insert(disk.name.clone()));
+                VmSpec {
+                    project,
+                    power,
+                    cpus,
+                    mem_mib,
+                    driver,
+                    accel,
+                    arch,
+                    machine,
+                    cpu_model,
+                    boot,
+                    disks,
+                    nics,
+                    vnc,
+                    restart,
+                    placement,
+                    sim,
+                }
+            },
+        )
     })
 }
 

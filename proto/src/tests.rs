@@ -205,6 +205,16 @@ fn the_small_ones_survive_the_wire() {
             "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "size_bytes": 9, "source": "x"}, "status": {}}"#,
         r#"{"kind": "Event", "metadata": METADATA, "spec": {"level": "warning", "reason": "HostDown", "message": "m",
             "about": {"kind": "Host", "name": "h1", "uid": "00000000-0000-0000-0000-000000000009"}}, "status": {}}"#,
+        r#"{"kind": "User", "metadata": METADATA, "spec": {"display_name": "Ada", "groups": ["/a b"], "disabled": true,
+            "vouched_by": "https://i#7"}, "status": {"password_set": "2026-11-23T10:00:00.123Z"}}"#,
+        r#"{"kind": "Role", "metadata": METADATA, "spec": {"rules": [{"verbs": ["read", "console"], "kinds": ["Vm", "ApiToken"]},
+            {"verbs": ["any"], "any_kind": true}]}, "status": {"built_in": true}}"#,
+        r#"{"kind": "Binding", "metadata": METADATA, "spec": {"role": "viewer", "users": ["ada"], "groups": ["g"],
+            "project": "web"}, "status": {}}"#,
+        r#"{"kind": "Project", "metadata": METADATA, "spec": {"description": "d", "quota": {"vms": 1, "vcpus": 2, "mem_mib": 3,
+            "storage_mib": 4}}, "status": {"used": {"vms": 5, "vcpus": 6, "mem_mib": 7, "storage_mib": 8}}}"#,
+        r#"{"kind": "ApiToken", "metadata": METADATA, "spec": {"user": "ada", "roles": ["viewer"], "project": "web",
+            "expires": "2026-11-23T10:00:00.123Z", "session": true}, "status": {"last_used": "2026-11-23T10:00:00.123Z"}}"#,
     ];
     let metadata = r#"{"name": "one", "uid": "00000000-0000-0000-0000-000000000001", "labels": {"a": "b"},
         "generation": 2, "revision": 3, "created": "2026-11-23T10:00:00.123Z"}"#;

@@ -16,4 +16,5 @@ mod linear;
 mod migration;
 mod operations;
 mod restart;
+mod rights;
 mod site;

@@ -2,15 +2,17 @@
 
 pub(crate) mod advice;
 pub(crate) mod progress;
+mod rights;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use dunlin_model::{Object, Revision, Timestamp};
+use dunlin_model::{ErrorCode, Object, Revision, Timestamp};
 use serde::Serialize;
 
 use crate::args::Format;
+use crate::client::correlation;
 use crate::failure::Failure;
 
 /// A list as it reads in JSON and YAML.
@@ -94,8 +96,12 @@ pub(crate) fn failed(format: Format, failure: &Failure) {
     match (format, failure.code()) {
         (Format::Json, code) => {
             let code = code.map(dunlin_model::ErrorCode::as_str);
-            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string()}});
+            let told = serde_json::json!({"error": {"code": code, "message": failure.to_string(), "correlation": correlation()}});
             remark(&told.to_string());
+        }
+        // Somebody else will be asked about these: he finds them by this id in the audit log.
+        (_, Some(code @ (ErrorCode::Forbidden | ErrorCode::Unauthenticated | ErrorCode::Internal))) => {
+            remark(&format!("error: {failure} [{code}] (correlation {})", correlation()));
         }
         (_, Some(code)) => remark(&format!("error: {failure} [{code}]")),
         (_, None) => remark(&format!("error: {failure}")),

@@ -9,7 +9,7 @@ use dunlin_model::task::Task;
 use dunlin_model::vm::{Vm, VmPhase};
 use dunlin_model::{Object, Timestamp};
 
-use super::Surroundings;
+use super::{Surroundings, rights};
 
 /// A table of `items`, which are of one kind. Empty: a line that says so.
 pub(crate) fn render(items: &[Object], wide: bool, around: &Surroundings) -> String {
@@ -39,6 +39,9 @@ pub(crate) fn header(object: &Object, wide: bool) -> Vec<&'static str> {
         Object::Event(_) => (&["TIME", "LEVEL", "REASON", "ABOUT", "MESSAGE"], &["REVISION"]),
         Object::Recommendation(_) => {
             (&["NAME", "VM", "FROM", "TO", "WAVE", "PHASE", "AGE", "GAIN"], &["WHY", "MESSAGE"])
+        }
+        Object::User(_) | Object::Role(_) | Object::Binding(_) | Object::Project(_) | Object::ApiToken(_) => {
+            rights::header(object)
         }
     };
     narrow.iter().chain(if wide { more } else { &[] }).copied().collect()
@@ -71,6 +74,9 @@ pub(crate) fn row(object: &Object, wide: bool, around: &Surroundings) -> Vec<Str
         Object::Migration(migration) => migration_row(migration, around),
         Object::Task(task) => task_row(task, around),
         Object::Recommendation(found) => recommendation_row(found, around),
+        Object::User(_) | Object::Role(_) | Object::Binding(_) | Object::Project(_) | Object::ApiToken(_) => {
+            rights::row(object, around)
+        }
         Object::Event(event) => (
             vec![
                 event.metadata.created.to_string(),
@@ -88,7 +94,7 @@ pub(crate) fn row(object: &Object, wide: bool, around: &Surroundings) -> Vec<Str
     cells
 }
 
-type Cells = (Vec<String>, Vec<String>);
+pub(super) type Cells = (Vec<String>, Vec<String>);
 
 fn host_row(host: &Host, around: &Surroundings) -> Cells {
     let status = &host.status;
@@ -271,7 +277,7 @@ fn bytes(count: u64) -> String {
 }
 
 /// How long ago, in its largest unit.
-fn age(created: Timestamp, around: &Surroundings) -> String {
+pub(super) fn age(created: Timestamp, around: &Surroundings) -> String {
     let seconds = around.now.millis_since(created) / 1000;
     match seconds {
         0..120 => format!("{seconds}s"),

@@ -129,7 +129,7 @@ async fn open(session: &Session, vm: String, mode: ConsoleMode, places: &Places)
     let first = v1::ConsoleOpen { vm, mode: mode.into(), places: places.0.iter().cloned().collect() };
     let mut sender = None;
     let slot = std::sync::Mutex::new(&mut sender);
-    let call = async |mut client: v1::fleet_client::FleetClient<tonic::transport::Channel>| {
+    let call = async |mut client: v1::fleet_client::FleetClient<crate::client::Line>| {
         let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let opening = v1::ConsoleChunk { open: Some(first.clone()), ..Default::default() };
         // The channel is empty and its receiver alive, so there is room.

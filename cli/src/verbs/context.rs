@@ -18,7 +18,7 @@ pub(crate) async fn run(verb: ContextVerb, around: &Surroundings, format: Format
     let path = around.contexts.as_path();
     let mut contexts = Contexts::read(path)?;
     match verb {
-        ContextVerb::List => return list(&contexts, path, format),
+        ContextVerb::List => return list(&contexts.without_tokens(), path, format),
         ContextVerb::Show => return show(&contexts, path, format),
         ContextVerb::Join(args) => return enrol::join(args, path).await,
         ContextVerb::Renew => {
@@ -59,6 +59,9 @@ fn show(contexts: &Contexts, path: &Path, format: Format) -> Result<(), Failure>
             output::line(&format!("context    {name}"))?;
             output::line(&format!("endpoints  {}", endpoints.join(",")))?;
             output::line(&format!("identity   {}", identity.as_deref().unwrap_or("nobody")))?;
+            if let Some(user) = contexts.contexts.get(&name).and_then(|context| context.user.as_ref()) {
+                output::line(&format!("logged in  {user}"))?;
+            }
             expires.map_or(Ok(()), |expires| output::line(&format!("expires    {expires}")))
         }
     }
@@ -72,7 +75,8 @@ fn list(contexts: &Contexts, path: &Path, format: Format) -> Result<(), Failure>
         Format::Yaml => output::line(&serde_norway::to_string(contexts).expect("a map of strings is YAML")),
         Format::Table | Format::Wide => contexts.contexts.iter().try_for_each(|(name, context)| {
             let mark = if contexts.current.as_deref() == Some(name) { "*" } else { " " };
-            let who = identity(path, name)?.map_or_else(|| "nobody".to_owned(), |(identity, _)| identity);
+            let shown = identity(path, name)?.map(|(identity, _)| identity);
+            let who = context.user.clone().or(shown).unwrap_or_else(|| "nobody".to_owned());
             output::line(&format!("{mark} {name}  {who}  {}", context.endpoints.join(",")))
         }),
     }

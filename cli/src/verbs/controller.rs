@@ -7,7 +7,7 @@ use tonic::Streaming;
 
 use super::Session;
 use crate::args::{Format, whole};
-use crate::client::endpoint;
+use crate::client::{Line, endpoint};
 use crate::failure::Failure;
 use crate::output;
 
@@ -89,7 +89,7 @@ pub(crate) async fn run(session: &Session, verb: ControllerVerb) -> Result<(), F
     }
 }
 
-type Client = v1::operator_client::OperatorClient<tonic::transport::Channel>;
+type Client = v1::operator_client::OperatorClient<Line>;
 
 async fn state(session: &Session) -> Result<v1::ListControllersResponse, Fault> {
     let call = async |mut client: Client| client.list_controllers(v1::ListControllersRequest {}).await;

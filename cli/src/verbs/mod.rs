@@ -1,6 +1,8 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
+pub(crate) mod access;
 pub(crate) mod apply;
+pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod backup;
 pub(crate) mod balance;
@@ -18,6 +20,7 @@ pub(crate) mod host_set;
 pub(crate) mod image;
 pub(crate) mod listing;
 pub(crate) mod record;
+pub(crate) mod rights;
 pub(crate) mod rule_flag;
 pub(crate) mod simulate;
 mod simulate_load;
@@ -28,13 +31,13 @@ pub(crate) mod vm_flags;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dunlin_model::{Invalid, Kind};
+use dunlin_model::{Invalid, Kind, Secret};
 use dunlin_pki::Keyring;
 
 use self::authority::CaVerb;
 
 use crate::args::{Cli, ControllerArgs, EventVerb, Format, Noun};
-use crate::client::Fleet;
+use crate::client::{Fleet, endpoint};
 use crate::context::Contexts;
 use crate::failure::Failure;
 use crate::identity::Files;
@@ -47,6 +50,10 @@ pub(crate) struct Session {
     pub(crate) format: Format,
     /// Who the user is, and where that is kept; nobody on a local socket.
     pub(crate) own: Option<(Arc<Keyring>, Files)>,
+    /// The context file, the context that was asked for, and where `fleet` talks to: a login is kept there.
+    pub(crate) contexts: PathBuf,
+    pub(crate) context: Option<String>,
+    pub(crate) endpoints: Vec<String>,
 }
 
 /// Where to find the fleet when nothing is typed, as `main` found out.
@@ -56,6 +63,8 @@ pub(crate) struct Surroundings {
     pub(crate) contexts: PathBuf,
     /// What the environment says.
     pub(crate) endpoint: Option<String>,
+    /// The token it says to show.
+    pub(crate) token: Option<Secret>,
 }
 
 /// Runs one verb to its end.
@@ -64,6 +73,9 @@ pub(crate) async fn run(cli: Cli, around: &Surroundings) -> Result<(), Failure> 
     match cli.noun {
         Noun::Context(verb) => return context::run(verb, around, format).await,
         Noun::Admin(verb) => return enrol::admin(verb, &around.contexts).await,
+        Noun::Login(args) if !args.controllers.is_empty() => {
+            return access::login_at(args, &around.contexts).await;
+        }
         Noun::Ca(CaVerb::Init { dir, members }) => return authority::init(&dir, &members),
         Noun::Completions { shell } => return completions(shell),
         Noun::Errors => return output::line(&crate::errors::table()),
@@ -83,6 +95,15 @@ async fn verb(session: &Session, noun: Noun) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(session, verb).await,
         Noun::Ca(verb) => authority::run(session, verb).await,
         Noun::Host(verb) => host::run(session, verb).await,
+        Noun::Login(args) => access::login(session, args).await,
+        Noun::Logout => access::logout(session).await,
+        Noun::Whoami => access::whoami(session).await,
+        Noun::User(verb) => rights::user(session, verb).await,
+        Noun::Role(verb) => rights::role(session, verb).await,
+        Noun::Binding(verb) => rights::binding(session, verb).await,
+        Noun::Project(verb) => rights::project(session, verb).await,
+        Noun::ApiToken(verb) => rights::api_token(session, verb).await,
+        Noun::Audit(verb) => audit::run(session, verb).await,
         Noun::Token(verb) => cluster::token(session, verb).await,
         Noun::Image(verb) => image::run(session, verb).await,
         Noun::Vm(verb) => vm::run(session, verb).await,
@@ -138,7 +159,12 @@ pub(crate) fn open(
         None => None,
     };
     let keyring = own.as_ref().map(|(keyring, _)| Arc::clone(keyring));
-    Ok(Session { fleet: Fleet::new(&endpoints, keyring.as_ref())?, format, own })
+    let endpoints = endpoints.iter().map(|text| endpoint(text)).collect::<Result<Vec<_>, _>>()?;
+    // A session goes to the controllers it came from, and to no others.
+    let token = around.token.clone().or_else(|| known.token(context, &endpoints));
+    let fleet = Fleet::new(&endpoints, keyring.as_ref())?.showing(token);
+    let (contexts, context) = (around.contexts.clone(), context.map(str::to_owned));
+    Ok(Session { fleet, format, own, contexts, context, endpoints })
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {

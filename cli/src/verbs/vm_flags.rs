@@ -27,6 +27,9 @@ pub(crate) struct VmFlags {
     /// Hypervisor driver: qemu or test
     #[arg(long)]
     driver: Option<String>,
+    /// Project it belongs to
+    #[arg(long)]
+    project: Option<dunlin_model::Name>,
     /// How vCPUs may be run: any, kvm or tcg
     #[arg(long)]
     accel: Option<String>,
@@ -113,6 +116,7 @@ impl VmFlags {
     pub(crate) fn apply(&self, spec: &mut VmSpec) -> Result<(), Invalid> {
         set(&mut spec.mem_mib, self.mem_mib);
         set(&mut spec.cpus, self.cpus);
+        set(&mut spec.project, self.project.clone());
         set(&mut spec.driver, word::<DriverName>("--driver", self.driver.as_deref(), "qemu or test")?);
         set(&mut spec.accel, word::<AccelChoice>("--accel", self.accel.as_deref(), "any, kvm or tcg")?);
         set(

@@ -4,21 +4,23 @@ use std::sync::Arc;
 
 use dunlin_model::cluster::LEVEL;
 use dunlin_model::host::Host;
+use dunlin_model::rights::Verb;
 use dunlin_model::vm::Vm;
 use dunlin_model::{Invalid, Kind, Object};
 use dunlin_proto::v1::advisor_server::{Advisor, AdvisorServer};
 use dunlin_proto::{Fault, Wire as _, read, v1};
 use dunlin_scheduler::balance::Eagerness;
-use dunlin_state::Command;
+use dunlin_state::rights::Scope;
 use tonic::{Request, Response, Status};
 
 use super::call::{CALL_DEADLINE, Call};
-use super::reads::{find, rejected_fault};
-use super::{MESSAGE_BYTES_MAX, carry, peers};
+use super::reads::find;
+use super::{MESSAGE_BYTES_MAX, carry, commit, peers};
 use crate::advise::{Scene, balance_plan, capacity, drain_plan, explain_host, explain_migration, explain_vm};
 use crate::clock;
 use crate::node::Node;
 use crate::reconcile::level_by;
+use crate::rights::{self, Caller};
 
 /// Failures asked about at most: more hosts than that rarely share a cause.
 const FAILURES_MAX: u64 = 16;
@@ -31,12 +33,22 @@ pub(crate) struct Advice {
 
 /// Carries a question to the leader and answers it there, on a thread of its own: over a large fleet it takes a while.
 macro_rules! answered {
-    ($self:ident, $request:ident, $method:ident, $answer:expr) => {{
+    ($self:ident, $request:ident, $method:ident, $kind:expr, $answer:expr) => {{
         let call = Call::admit(&$self.node.calls, &$request, CALL_DEADLINE)?;
-        let local = |asked| thinking(&$self.node, asked, $answer);
+        let (node, caller) = (&$self.node, &Arc::clone(&call.caller));
+        let local = |asked| async move {
+            may(node, caller, Verb::Read, $kind, stringify!($method))?;
+            thinking(node, asked, $answer).await
+        };
         let remote = |channel, request| async move { peers::advisor(channel).$method(request).await };
         Ok(Response::new(carry::to_leader(&$self.node, call, $request.into_inner(), local, remote).await?))
     }};
+}
+
+/// The scheduler looks at the whole fleet, and so must whoever asks it be allowed to.
+fn may(node: &Node, caller: &Caller, verb: Verb, kind: Kind, asked: &str) -> Result<(), Fault> {
+    let view = node.replica.read();
+    rights::authorise(node, caller, &view, (verb, kind, Scope::Fleet), asked).map(drop)
 }
 
 async fn thinking<Q: Send + 'static, A: Send + 'static>(
@@ -54,7 +66,12 @@ async fn thinking<Q: Send + 'static, A: Send + 'static>(
 impl Advice {
     /// Begins every move of a plan made now. A move is named by the VM and its revision, so a repeated request begins
     /// none twice: the VM is on its way, and the new plan leaves it alone.
-    async fn apply(&self, asked: v1::ApplyBalanceRequest) -> Result<v1::ApplyBalanceResponse, Fault> {
+    async fn apply(
+        &self,
+        caller: &Caller,
+        asked: v1::ApplyBalanceRequest,
+    ) -> Result<v1::ApplyBalanceResponse, Fault> {
+        may(&self.node, caller, Verb::Operate, Kind::Vm, "apply_balance")?;
         let eagerness = level(asked.level)?;
         let planned = thinking(&self.node, eagerness, |scene, eagerness| {
             let (plan, moves) = balance_plan(scene, eagerness);
@@ -64,8 +81,7 @@ impl Advice {
         let (plan, writes) = planned.await?;
         let mut migrations = Vec::new();
         for (key, write) in writes {
-            let proposed = self.node.replica.propose(&Command::Write { key, write }).await;
-            let outcome = proposed.map_err(|e| carry::propose_fault(&e))?.map_err(rejected_fault)?;
+            let outcome = commit::commit(&self.node, caller, key, false, |_| Ok(write)).await?;
             if let Some(Object::Migration(begun)) = outcome.object.as_deref() {
                 migrations.push(begun.clone().into());
             }
@@ -90,7 +106,7 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::Explanation>, Status> {
-        answered!(self, request, explain, explain)
+        answered!(self, request, explain, Kind::Vm, explain)
     }
 
     #[tracing::instrument(skip_all)]
@@ -98,7 +114,7 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::PlanDrainRequest>,
     ) -> Result<Response<v1::DrainPlan>, Status> {
-        answered!(self, request, plan_drain, |scene: &Scene<'_>, asked: v1::PlanDrainRequest| {
+        answered!(self, request, plan_drain, Kind::Host, |scene: &Scene<'_>, asked: v1::PlanDrainRequest| {
             plan_drain(scene, &asked)
         })
     }
@@ -108,9 +124,15 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::PlanBalanceRequest>,
     ) -> Result<Response<v1::BalancePlan>, Status> {
-        answered!(self, request, plan_balance, |scene: &Scene<'_>, asked: v1::PlanBalanceRequest| {
-            Ok(balance_plan(scene, level(asked.level)?).0.into())
-        })
+        answered!(
+            self,
+            request,
+            plan_balance,
+            Kind::Vm,
+            |scene: &Scene<'_>, asked: v1::PlanBalanceRequest| {
+                Ok(balance_plan(scene, level(asked.level)?).0.into())
+            }
+        )
     }
 
     #[tracing::instrument(skip_all)]
@@ -119,7 +141,8 @@ impl Advisor for Advice {
         request: Request<v1::ApplyBalanceRequest>,
     ) -> Result<Response<v1::ApplyBalanceResponse>, Status> {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
-        let local = |asked: v1::ApplyBalanceRequest| self.apply(asked);
+        let caller = Arc::clone(&call.caller);
+        let local = |asked: v1::ApplyBalanceRequest| self.apply(&caller, asked);
         let remote = |channel, request| async move { peers::advisor(channel).apply_balance(request).await };
         let asked = request.into_inner();
         Ok(Response::new(carry::to_leader(&self.node, call, asked, local, remote).await?))
@@ -130,7 +153,7 @@ impl Advisor for Advice {
         &self,
         request: Request<v1::CapacityRequest>,
     ) -> Result<Response<v1::Capacity>, Status> {
-        answered!(self, request, count_capacity, count_capacity)
+        answered!(self, request, count_capacity, Kind::Host, count_capacity)
     }
 }
 

@@ -12,9 +12,9 @@ use dunlin_proto::Fault;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::Request;
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::metadata::MetadataMap;
 
-use crate::trust::CALLER_KEY;
+use crate::rights::{Caller, FORWARDED_KEY};
 
 /// How long a call may take when its client does not say: longer than an election and a slow disk together.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,11 +27,9 @@ pub(crate) const CALLS_MAX: usize = 4_096;
 /// Kept of the client's own deadline, so that our answer still reaches it.
 const MARGIN: Duration = Duration::from_millis(20);
 
-/// Metadata key that marks a call another controller has passed on: it goes no further.
-pub(crate) const FORWARDED_KEY: &str = "dunlin-forwarded";
 const TIMEOUT_KEY: &str = "grpc-timeout";
 /// What the client said and the leader must know too, when the call is passed on to it.
-const CARRIED_KEYS: [&str; 3] = ["authorization", "traceparent", CALLER_KEY];
+const CARRIED_KEYS: [&str; 1] = ["traceparent"];
 
 /// The bounds of one call, and its place among those under way for as long as it is held.
 #[derive(Debug)]
@@ -39,9 +37,9 @@ pub(crate) struct Call {
     pub(crate) deadline: Instant,
     /// Passed on by another controller.
     pub(crate) forwarded: bool,
+    /// Who makes it.
+    pub(crate) caller: Arc<Caller>,
     carried: MetadataMap,
-    /// This controller asks for itself.
-    own: bool,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -67,13 +65,13 @@ impl Call {
             }
         }
         let deadline = Instant::now() + asked.min(most).saturating_sub(MARGIN);
-        Self { deadline, forwarded, carried, own: false, _place: None }
+        Self { deadline, forwarded, caller: Caller::of(request.extensions()), carried, _place: None }
     }
 
     /// A call of this controller's own.
     pub(crate) fn own(most: Duration) -> Self {
         let (deadline, carried) = (Instant::now() + most, MetadataMap::new());
-        Self { deadline, forwarded: false, carried, own: true, _place: None }
+        Self { deadline, forwarded: false, caller: Arc::new(Caller::itself()), carried, _place: None }
     }
 
     pub(crate) fn left(&self) -> Duration {
@@ -90,10 +88,8 @@ impl Call {
 
     /// Marks what is passed on to the leader, and says whose it is. What this controller asks for itself is neither.
     pub(crate) fn mark(&self, metadata: &mut MetadataMap) {
-        if !self.own {
-            *metadata = self.carried.clone();
-            metadata.insert(FORWARDED_KEY, MetadataValue::from_static("1"));
-        }
+        *metadata = self.carried.clone();
+        self.caller.show(metadata);
     }
 
     /// Runs `work` until the deadline.
@@ -136,6 +132,8 @@ fn client_timeout(metadata: &MetadataMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::metadata::MetadataValue;
+
     use super::*;
 
     /// A client's deadline is kept, less the margin, and one that cannot be read is as if not given.

@@ -9,9 +9,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_model::rights::Verb;
 use dunlin_model::vm::Vm;
 use dunlin_model::{ErrorCode, HostId, Invalid, Kind, Object, VmId};
 use dunlin_proto::{Fault, v1};
+use dunlin_state::State;
+use dunlin_state::rights::Scope;
 use futures_util::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, Streaming};
@@ -19,7 +22,9 @@ use tonic::{Request, Status, Streaming};
 use super::call::Call;
 use super::peers::fleet;
 use super::{Streamed, cut_short, reads};
+use crate::audit::Entry;
 use crate::node::Node;
+use crate::rights::{self, Caller};
 
 /// How long an agent may take to dial: it is told over an open session and dials within its own network.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,7 +51,7 @@ pub(super) async fn open(
     // No leader within the wait is told below, by whoever is asked for one.
     let _ = tokio::time::timeout(LEADER_WAIT, leadership.wait_for(|now| now.leader.is_some())).await;
     if node.leading().is_some() {
-        return connect(node, &ask, client).await;
+        return connect(node, &call.caller, &ask, client).await;
     }
     match node.leader_endpoint().filter(|_| !call.forwarded) {
         Some(endpoint) => pass_on(node, call, &endpoint, first, client).await,
@@ -71,6 +76,7 @@ async fn pass_on(
 
 async fn connect(
     node: &Arc<Node>,
+    caller: &Caller,
     ask: &v1::ConsoleOpen,
     client: Chunks,
 ) -> Result<Streamed<v1::ConsoleChunk>, Fault> {
@@ -78,9 +84,7 @@ async fn connect(
         return Err(Invalid::new("open.mode", ask.mode.to_string(), "a console mode").into());
     }
     let view = node.replica.read();
-    let Object::Vm(vm) = &**reads::find(&view, Kind::Vm, &ask.vm)? else {
-        return Err(Fault::new(ErrorCode::Internal, "a VM's name names another kind"));
-    };
+    let vm = listener(node, caller, &view, &ask.vm)?;
     let host = host_of(vm)?;
     let host_name = view.host(host).map_or_else(|| host.to_string(), |host| host.metadata.name.to_string());
     let (tunnel, dialled) = node.tunnels.expect_dial();
@@ -109,6 +113,23 @@ async fn connect(
     let first = v1::ConsoleChunk { data: dialled.data, ..v1::ConsoleChunk::default() };
     let first = futures_util::stream::iter([Ok(first)]);
     Ok(Box::pin(first.chain(to_client(dialled.from_agent, over))))
+}
+
+/// The VM, when the caller may talk to it. One that he does not see is not there.
+fn listener<'a>(node: &Node, caller: &Caller, state: &'a State, name: &str) -> Result<&'a Vm, Fault> {
+    let grants = reads::reader(node, caller, state, Kind::Vm, name)?;
+    let found = reads::find(state, Kind::Vm, name).map_err(|fault| rights::hide(fault, &grants))?;
+    let Object::Vm(vm) = &**found else {
+        return Err(Fault::new(ErrorCode::Internal, "a VM's name names another kind"));
+    };
+    if !grants.sees(state, found) {
+        let fault = Fault::new(ErrorCode::NotFound, format!("no vm is called {name:?}"));
+        let entry = Entry::of(caller, Verb::Console.as_str()).about("Vm", name, None);
+        return Err(rights::refuse(node, entry, fault));
+    }
+    let project = &vm.spec.project;
+    rights::authorise(node, caller, state, (Verb::Console, Kind::Vm, Scope::Project(project)), name)?;
+    Ok(vm)
 }
 
 /// Ends a followed log when its VM has been elsewhere for a while. The host it has left ends it before that, once

@@ -3,19 +3,23 @@
 use std::sync::Arc;
 
 use dunlin_model::meta::validate_labels;
+use dunlin_model::rights::Verb;
 use dunlin_model::{ControllerId, ErrorCode, Identity, Invalid, Kind, Name, Role, Timestamp};
 use dunlin_pki::{JoinToken, KeyPair, Keyring, PublicKey, Shown, fingerprint, pem_certificates};
 use dunlin_proto::v1::identities_client::IdentitiesClient;
 use dunlin_proto::v1::identities_server::{Identities, IdentitiesServer};
 use dunlin_proto::{Fault, Wire as _, read, v1};
+use dunlin_state::rights::Scope;
 use dunlin_state::{Command, Trust, TrustChange};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::call::{CALL_DEADLINE, Call};
-use super::{carry, peers, reads, rejected_fault};
+use super::{carry, commit, peers, reads};
+use crate::audit::Entry;
 use crate::mint;
 use crate::node::Node;
+use crate::rights::{self, Caller};
 use crate::trust::{self, Certified, LOCAL_ADMIN, Peer, certify};
 
 /// Longest secret of a token, bytes: what is minted has 64.
@@ -35,8 +39,10 @@ impl Holders {
 
 /// Carries a request to the leader.
 macro_rules! at_leader {
-    ($self:ident, $request:ident, $method:ident, $local:expr) => {{
+    ($self:ident, $request:ident, $method:ident, $caller:ident, $local:expr) => {{
         let call = Call::admit(&$self.node.calls, &$request, CALL_DEADLINE)?;
+        let caller = Arc::clone(&call.caller);
+        let $caller = &*caller;
         let remote = |channel, request| async move { identities(channel).$method(request).await };
         Ok(Response::new(carry::to_leader(&$self.node, call, $request.into_inner(), $local, remote).await?))
     }};
@@ -48,14 +54,14 @@ impl Identities for Holders {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Credentials>, Status> {
         // Refused here already when it makes no sense, wherever the leader is.
         Joining::read(request.get_ref())?;
-        at_leader!(self, request, join, |asked| join(&self.node, asked))
+        at_leader!(self, request, join, caller, |asked| join(&self.node, caller, asked))
     }
 
     #[tracing::instrument(skip_all)]
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Credentials>, Status> {
         let peer = peer(&request)?;
         PublicKey::parse(&request.get_ref().public_key).map_err(Fault::from)?;
-        at_leader!(self, request, renew, |asked| renew(&self.node, peer.clone(), asked))
+        at_leader!(self, request, renew, _caller, |asked| renew(&self.node, peer.clone(), asked))
     }
 
     async fn who_am_i(
@@ -71,7 +77,7 @@ impl Identities for Holders {
         &self,
         request: Request<v1::RevokeRequest>,
     ) -> Result<Response<v1::RevokeResponse>, Status> {
-        at_leader!(self, request, revoke, |asked| revoke(&self.node, asked))
+        at_leader!(self, request, revoke, caller, |asked| revoke(&self.node, caller, asked))
     }
 
     #[tracing::instrument(skip_all)]
@@ -81,12 +87,14 @@ impl Identities for Holders {
     ) -> Result<Response<v1::Authorities>, Status> {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let view = carry::view(&self.node, &call, v1::Consistency::Linearizable).await?;
+        let right = (Verb::Read, Kind::Cluster, Scope::Fleet);
+        rights::authorise(&self.node, &call.caller, &view, right, "authorities")?;
         Ok(Response::new(show(&self.node, &view)))
     }
 
     #[tracing::instrument(skip_all)]
     async fn rotate(&self, request: Request<v1::RotateRequest>) -> Result<Response<v1::Authorities>, Status> {
-        at_leader!(self, request, rotate, |asked| rotate(&self.node, asked))
+        at_leader!(self, request, rotate, caller, |asked| rotate(&self.node, caller, asked))
     }
 }
 
@@ -136,7 +144,7 @@ impl Joining {
     }
 }
 
-async fn join(node: &Node, asked: v1::JoinRequest) -> Result<v1::Credentials, Fault> {
+async fn join(node: &Node, caller: &Caller, asked: v1::JoinRequest) -> Result<v1::Credentials, Fault> {
     let Joining { token_sha256, identity, key } = Joining::read(&asked)?;
     let name: Option<Name> = asked.name.parse().ok();
     let certified = certify(node, &identity, &key, |ask| match (&identity, &name) {
@@ -153,7 +161,13 @@ async fn join(node: &Node, asked: v1::JoinRequest) -> Result<v1::Credentials, Fa
             ask,
         }),
     });
-    let certified = certified.await?;
+    let certified = certified.await;
+    let entry = Entry::of(caller, "join").about("", &identity.to_string(), None);
+    match &certified {
+        Ok(_) => node.audit.note(entry).await,
+        Err(fault) => node.audit.refusal(entry.with_outcome(fault.code.as_str())),
+    }
+    let certified = certified?;
     tracing::info!(%identity, "joined");
     Ok(credentials(node, &identity, certified))
 }
@@ -191,29 +205,39 @@ pub(crate) fn authorities(trust: &Trust) -> String {
     trust.authorities().iter().map(|known| known.certificate.as_str()).collect()
 }
 
-async fn revoke(node: &Node, asked: v1::RevokeRequest) -> Result<v1::RevokeResponse, Fault> {
+async fn revoke(node: &Node, caller: &Caller, asked: v1::RevokeRequest) -> Result<v1::RevokeResponse, Fault> {
     let role: Role = read(asked.role, "role")?;
+    let view = node.replica.read();
     let identity = match role {
         Role::Host => {
-            let view = node.replica.read();
+            let right = (Verb::Delete, Kind::Host, Scope::Fleet);
+            rights::authorise(node, caller, &view, right, &asked.name)?;
             Identity::Host(dunlin_model::HostId(reads::find(&view, Kind::Host, &asked.name)?.uid()))
         }
-        Role::Controller | Role::Admin => format!("{role}/{}", asked.name).parse()?,
+        Role::Controller | Role::Admin => {
+            rights::authorise_all(node, caller, &view, "revoke", "revoking certificates")?;
+            format!("{role}/{}", asked.name).parse()?
+        }
     };
+    drop(view);
     let command = Command::Trust(TrustChange::Revoke { identity: identity.clone() });
-    let proposed = node.replica.propose(&command).await.map_err(|e| carry::propose_fault(&e))?;
-    proposed.map_err(rejected_fault)?;
+    let entry = Entry::of(caller, "revoke").about("", &identity.to_string(), None);
+    commit::carried_out(node, entry, &command).await?;
     tracing::warn!(%identity, "revoked");
     Ok(v1::RevokeResponse { identity: identity.to_string() })
 }
 
-async fn rotate(node: &Node, asked: v1::RotateRequest) -> Result<v1::Authorities, Fault> {
+async fn rotate(node: &Node, caller: &Caller, asked: v1::RotateRequest) -> Result<v1::Authorities, Fault> {
+    rights::authorise_all(node, caller, &node.replica.read(), "rotate", "changing authorities")?;
+    let entry = Entry::of(caller, "rotate").about("", &asked.drop, None);
     if asked.drop.is_empty() {
-        trust::rotate(node).await?;
+        let rotated = trust::rotate(node).await;
+        let outcome = rotated.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok");
+        node.audit.note(entry.with_outcome(outcome)).await;
+        rotated?;
     } else {
         let command = Command::Trust(TrustChange::Drop { authority: asked.drop, force: true });
-        let proposed = node.replica.propose(&command).await.map_err(|e| carry::propose_fault(&e))?;
-        proposed.map_err(rejected_fault)?;
+        commit::carried_out(node, entry, &command).await?;
     }
     Ok(show(node, &node.replica.read()))
 }

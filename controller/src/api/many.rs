@@ -10,11 +10,12 @@ use dunlin_model::vm::Vm;
 use dunlin_model::{Invalid, Kind};
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, v1};
-use dunlin_state::{NewVm, Write};
+use dunlin_state::{NewVm, State, Write};
 use tonic::{Request, Response, Status};
 
 use super::call::{CALL_DEADLINE, Call};
-use super::{Api, carry, peers, writes};
+use super::{Api, carry, commit, peers, writes};
+use crate::rights::Caller;
 
 /// VMs in one call: their command is then far below what the log takes, and applied within milliseconds.
 const MANY_MAX: u64 = 256;
@@ -31,23 +32,27 @@ impl Api {
         let remote = |channel, request| async move { peers::fleet(channel).create_many(request).await };
         // Only a second try needs the request again.
         let ask = Arc::new(ask);
-        let here = |ask: Arc<v1::CreateManyRequest>| async move { self.make_all(&ask).await };
+        let caller = &Arc::clone(&call.caller);
+        let here = |ask: Arc<v1::CreateManyRequest>| async move { self.make_all(caller, &ask).await };
         let there = |channel, request: Request<Arc<v1::CreateManyRequest>>| {
             remote(channel, request.map(Arc::unwrap_or_clone))
         };
         Ok(Response::new(carry::to_leader(&self.node, call, ask, here, there).await?))
     }
 
-    async fn make_all(&self, ask: &v1::CreateManyRequest) -> Result<v1::CreateManyResponse, Fault> {
+    async fn make_all(
+        &self,
+        caller: &Caller,
+        ask: &v1::CreateManyRequest,
+    ) -> Result<v1::CreateManyResponse, Fault> {
         let (key, dry_run) = (ask.idempotency_key.clone(), ask.dry_run);
         let read = |(at, object): (usize, &v1::Object)| {
             new_vm(object).map_err(|e| e.under(&format!("objects[{at}]")))
         };
         let vms = ask.objects.iter().enumerate().map(read).collect::<Result<Vec<_>, Invalid>>()?;
         let made: Vec<_> = vms.iter().map(|vm| (vm.uid.0, vm.name.clone())).collect();
-        let write = Write::CreateVms { vms };
-        self.node.room.admit(&write)?;
-        let outcome = if dry_run { self.rehearse(key, write)? } else { self.commit(key, write).await? };
+        let write = |_: &State| Ok(Write::CreateVms { vms });
+        let outcome = commit::commit(&self.node, caller, key, dry_run, write).await?;
         let uids = if outcome.repeated {
             let view = self.node.replica.read();
             let uid = |(_, name)| view.object_named(Kind::Vm, &name).map(|vm| vm.uid().to_string());

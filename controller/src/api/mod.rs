@@ -3,10 +3,12 @@
 //! Names generated protocol types; nothing behind it does, except `session`. Decides nothing about the fleet: what may
 //! be written is for `apply`, what must be done for the reconcilers.
 
+mod access;
 mod advisor;
 mod blobs;
 pub(crate) mod call;
 pub(crate) mod carry;
+mod commit;
 mod console;
 mod identities;
 mod many;
@@ -25,14 +27,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dunlin_model::invalid::in_range;
-use dunlin_model::{ErrorCode, Kind, Role, Secret, Timestamp};
+use dunlin_model::rights::Verb;
+use dunlin_model::{ErrorCode, Kind, Secret, Timestamp};
 use dunlin_pki::{JoinToken, fingerprint, pem_certificates};
 use dunlin_proto::v1::fleet_server::{Fleet, FleetServer};
-use dunlin_proto::{Fault, Wire as _, read, v1};
-use dunlin_state::{Command, Outcome, Rejected, Write, apply};
+use dunlin_proto::{Fault, read, v1};
+use dunlin_state::Write;
+use dunlin_state::rights::Scope;
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use access::Doorman;
 pub(crate) use advisor::Advice;
 pub(crate) use blobs::keep_blobs;
 use call::{CALL_DEADLINE, Call, TRANSFER_DEADLINE};
@@ -46,7 +51,7 @@ pub(crate) use streams::Streams;
 use writes::Ask;
 
 use crate::node::Node;
-use crate::trust::Peer;
+use crate::rights::{self, Caller};
 use crate::{clock, mint};
 
 /// Largest message taken or given. Objects are far smaller; lists and blobs are cut to fit.
@@ -83,15 +88,17 @@ impl Api {
         let call = Call::admit(&self.node.calls, &request, most)?;
         let mut ask = request.into_inner();
         complete_key(ask.key())?;
-        let object = carry::to_leader(&self.node, call, ask, |ask| self.carry_out(ask), A::send).await?;
+        let caller = Arc::clone(&call.caller);
+        let local = |ask| self.carry_out(&caller, ask);
+        let object = carry::to_leader(&self.node, call, ask, local, A::send).await?;
         Ok(Response::new(object))
     }
 
     /// Runs a write on the leader. One that is made from what is stored is made again when that has changed meanwhile.
-    async fn carry_out<A: Ask>(&self, ask: A) -> Result<v1::Object, Fault> {
+    async fn carry_out<A: Ask>(&self, caller: &Caller, ask: A) -> Result<v1::Object, Fault> {
         let mut tries = 1;
         loop {
-            match self.carry_out_once(ask.clone()).await {
+            match self.carry_out_once(caller, ask.clone()).await {
                 // What was not there is there now: that is stale too.
                 Err(Fault { code: ErrorCode::StaleRevision | ErrorCode::AlreadyExists, .. })
                     if ask.merges() && tries < MERGE_TRIES_MAX =>
@@ -103,34 +110,24 @@ impl Api {
         }
     }
 
-    async fn carry_out_once<A: Ask>(&self, mut ask: A) -> Result<v1::Object, Fault> {
+    async fn carry_out_once<A: Ask>(&self, caller: &Caller, mut ask: A) -> Result<v1::Object, Fault> {
         let (key, dry_run) = (ask.key().clone(), ask.dry_run());
+        let outcome = commit::commit(&self.node, caller, key, dry_run, |state| ask.write(state)).await?;
         let view = self.node.replica.read();
-        let write = ask.write(&view)?;
-        drop(view);
-        self.node.room.admit(&write)?;
-        if let Some(spec) = writes::needs_bytes(&write).filter(|_| !dry_run) {
-            blobs::ensure_stored(&self.node, spec).await?;
-        }
-        let outcome = if dry_run { self.rehearse(key, write)? } else { self.commit(key, write).await? };
-        Ok(outcome.object.map_or_else(v1::Object::default, |object| reads::show(&self.node, &object)))
+        let shown = outcome.object.map(|object| reads::show(&self.node, &view, &object));
+        Ok(shown.unwrap_or_default())
     }
 
-    async fn commit(&self, key: String, write: Write) -> Result<Outcome, Fault> {
-        let proposed = self.node.replica.propose(&Command::Write { key, write }).await;
-        proposed.map_err(|e| carry::propose_fault(&e))?.map_err(rejected_fault)
+    /// Refuses, by this controller's own copy, a caller who may not do this.
+    fn may(&self, caller: &Caller, right: (Verb, Kind, Scope<'_>), name: &str) -> Result<(), Fault> {
+        rights::authorise(&self.node, caller, &self.node.replica.read(), right, name).map(drop)
     }
 
-    /// What the write would lead to now: applied to a copy, which costs nothing and is dropped.
-    fn rehearse(&self, key: String, write: Write) -> Result<Outcome, Fault> {
-        let view = self.node.replica.read();
-        let stamp = dunlin_state::Stamp { index: view.index + 1, time: clock::now() };
-        let mut copy = view.machine.clone();
-        let outcome: Result<Outcome, Rejected> = apply(&mut copy, &stamp, &Command::Write { key, write });
-        outcome.map_err(rejected_fault)
-    }
-
-    async fn mint_token(&self, asked: v1::CreateTokenRequest) -> Result<v1::CreateTokenResponse, Fault> {
+    async fn mint_token(
+        &self,
+        caller: &Caller,
+        asked: v1::CreateTokenRequest,
+    ) -> Result<v1::CreateTokenResponse, Fault> {
         let role = read(asked.role, "role")?;
         let view = self.node.replica.read();
         let founding = || Fault::new(ErrorCode::Unavailable, "the cluster is being founded");
@@ -144,10 +141,9 @@ impl Api {
         let secret = mint::secret();
         let write = Write::CreateToken { sha256: mint::sha256_hex(&secret), role, expires };
         let token = JoinToken { role, secret: Secret::new(secret), fingerprint }.text();
-        self.node.room.admit(&write)?;
         // A token is shown once and kept nowhere, so an answer cannot be given again: each try mints its own, and
         // the client's key is not used. A token whose answer was lost is nobody's, and expires.
-        self.commit(mint::secret(), write).await?;
+        commit::commit(&self.node, caller, mint::secret(), false, |_| Ok(write)).await?;
         Ok(v1::CreateTokenResponse { token, expires_ms: expires.0 })
     }
 }
@@ -158,7 +154,8 @@ impl Api {
     where
         S: Stream<Item = Result<v1::BlobChunk, Status>>,
     {
-        let _call = Call::admit(&self.node.calls, &request, TRANSFER_DEADLINE)?;
+        let call = Call::admit(&self.node.calls, &request, TRANSFER_DEADLINE)?;
+        self.may(&call.caller, (Verb::Create, Kind::Image, Scope::Fleet), "")?;
         blobs::upload(&self.node, request.into_inner()).await
     }
 
@@ -172,7 +169,7 @@ impl Api {
             let place = pages::place(asked)?;
             (self.node.pages.at(place.revision)?, Some(place.after))
         };
-        let page = reads::list(&self.node, &view, asked, after.as_ref(), as_json)?;
+        let page = reads::list(&self.node, &call.caller, &view, asked, after.as_ref(), as_json)?;
         if page.next.is_some() {
             self.node.pages.keep(&view);
         }
@@ -195,16 +192,11 @@ impl Fleet for Api {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::Object>, Status> {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let view = carry::view(&self.node, &call, request.get_ref().consistency()).await?;
-        Ok(Response::new(reads::get(&self.node, &view, request.get_ref())?))
+        Ok(Response::new(reads::get(&self.node, &call.caller, &view, request.get_ref())?))
     }
 
     #[tracing::instrument(skip_all)]
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        // An agent asks which images there still are; the rest of the fleet is not its business.
-        let agent = request.extensions().get::<Peer>().is_some_and(|peer| peer.identity.role() == Role::Host);
-        if agent && request.get_ref().kind != Kind::Image.to_wire() {
-            return Err(Fault::new(ErrorCode::Forbidden, "an agent lists images only").into());
-        }
         let page = self.page(&request, false).await?;
         let next = page.next.map(|place| pages::token(request.get_ref(), &place));
         let mut answer = v1::ListResponse {
@@ -294,7 +286,8 @@ impl Fleet for Api {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let asked = request.into_inner();
         in_range("ttl_s", asked.ttl_s, TOKEN_TTL_S).map_err(Fault::from)?;
-        let local = |asked: v1::CreateTokenRequest| self.mint_token(asked);
+        let caller = Arc::clone(&call.caller);
+        let local = |asked: v1::CreateTokenRequest| self.mint_token(&caller, asked);
         let remote = |channel, request| async move { peers::fleet(channel).create_token(request).await };
         Ok(Response::new(carry::to_leader(&self.node, call, asked, local, remote).await?))
     }
@@ -327,7 +320,9 @@ impl Fleet for Api {
         &self,
         request: Request<v1::DownloadBlobRequest>,
     ) -> Result<Response<Self::DownloadBlobStream>, Status> {
-        let _call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let right = (Verb::Read, Kind::Image, Scope::Anywhere);
+        self.may(&call.caller, right, &request.get_ref().sha256)?;
         let chunks = blobs::download(&self.node, request.get_ref()).await?;
         Ok(Response::new(Box::pin(chunks.map(|chunk| chunk.map_err(Status::from)))))
     }
@@ -337,7 +332,9 @@ impl Fleet for Api {
         &self,
         request: Request<v1::StatBlobRequest>,
     ) -> Result<Response<v1::BlobInfo>, Status> {
-        let _call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let right = (Verb::Read, Kind::Image, Scope::Anywhere);
+        self.may(&call.caller, right, &request.get_ref().sha256)?;
         Ok(Response::new(blobs::stat(&self.node, request.get_ref())?))
     }
 }

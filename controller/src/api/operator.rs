@@ -3,10 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dunlin_model::{ControllerId, ErrorCode, Invalid};
+use dunlin_model::rights::Verb;
+use dunlin_model::{ControllerId, ErrorCode, Invalid, Kind};
 use dunlin_proto::v1::operator_client::OperatorClient;
 use dunlin_proto::v1::operator_server::{Operator, OperatorServer};
 use dunlin_proto::{Fault, v1};
+use dunlin_state::rights::Scope;
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,9 +17,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{CALL_DEADLINE, Call};
 use super::carry;
+use crate::audit::Entry;
 use crate::backup;
 use crate::members::{self, Addition};
 use crate::node::Node;
+use crate::rights::{self, Caller};
 
 /// News and chunks on their way to the client: a slow one holds up nothing but its own call.
 const WAITING: usize = 16;
@@ -60,9 +64,26 @@ impl Operations {
         }
     }
 
+    /// Refuses a caller who may not do this to the cluster, and writes down that one who may is about to.
+    async fn may(&self, caller: &Caller, verb: Verb, what: &str) -> Result<(), Fault> {
+        let view = self.node.replica.read();
+        rights::authorise(&self.node, caller, &view, (verb, Kind::Cluster, Scope::Fleet), what)?;
+        drop(view);
+        if verb != Verb::Read {
+            self.begun(caller, verb, what).await;
+        }
+        Ok(())
+    }
+
+    async fn begun(&self, caller: &Caller, verb: Verb, what: &str) {
+        let entry = Entry::of(caller, verb.as_str()).about("Cluster", what, None);
+        self.node.audit.note(entry.with_outcome("begun")).await;
+    }
+
     /// Runs `work` on the leader, here or at the one that leads, and passes its news on.
     async fn long<Q, W, F, R, RF>(
         &self,
+        what: &str,
         request: Request<Q>,
         work: W,
         remote: R,
@@ -79,6 +100,7 @@ impl Operations {
             call.mark(request.metadata_mut());
             return Ok(Response::new(Box::pin(remote(leader, request).await?.into_inner())));
         }
+        self.may(&call.caller, Verb::Operate, what).await?;
         let term =
             self.node.leading().ok_or_else(|| Fault::new(ErrorCode::NotLeader, "it leads no longer"))?;
         let (sender, news) = mpsc::unbounded_channel();
@@ -115,7 +137,9 @@ impl Operator for Operations {
         request: Request<v1::ListControllersRequest>,
     ) -> Result<Response<v1::ListControllersResponse>, Status> {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let caller = Arc::clone(&call.caller);
         let here = |_| async {
+            self.may(&caller, Verb::Read, "controllers").await?;
             let leadership = self.node.replica.leadership().borrow().clone();
             let states = members::list(&self.node).await.into_iter().map(|seen| v1::ControllerState {
                 id: seen.id.0,
@@ -147,8 +171,10 @@ impl Operator for Operations {
             };
             members::add(&node, term, addition, &|text| news.tell(text)).await
         };
-        self.long(request, work, |mut leader, request| async move { leader.add_controller(request).await })
-            .await
+        self.long("add a controller", request, work, |mut leader, request| async move {
+            leader.add_controller(request).await
+        })
+        .await
     }
 
     #[tracing::instrument(skip_all, fields(id = request.get_ref().id))]
@@ -159,8 +185,10 @@ impl Operator for Operations {
         let work = |node: Arc<Node>, term, asked: v1::RemoveControllerRequest, news: News| async move {
             members::remove(&node, term, given(asked.id)?, asked.force, &|text| news.tell(text)).await
         };
-        self.long(request, work, |mut leader, request| async move { leader.remove_controller(request).await })
-            .await
+        self.long("remove a controller", request, work, |mut leader, request| async move {
+            leader.remove_controller(request).await
+        })
+        .await
     }
 
     #[tracing::instrument(skip_all, fields(to = request.get_ref().to))]
@@ -171,11 +199,9 @@ impl Operator for Operations {
         let work = |node: Arc<Node>, _, asked: v1::TransferLeadershipRequest, news: News| async move {
             members::transfer(&node, some(asked.to), &|text| news.tell(text)).await
         };
-        self.long(
-            request,
-            work,
-            |mut leader, request| async move { leader.transfer_leadership(request).await },
-        )
+        self.long("transfer leadership", request, work, |mut leader, request| async move {
+            leader.transfer_leadership(request).await
+        })
         .await
     }
 
@@ -187,6 +213,11 @@ impl Operator for Operations {
         let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
         let stale = request.get_ref().stale;
         let consistency = if stale { v1::Consistency::Stale } else { v1::Consistency::Linearizable };
+        // Everything is in it, the hashes of passwords and the authority's key too.
+        let (caller, here) = (&call.caller, self.node.replica.read());
+        rights::authorise_all(&self.node, caller, &here, Verb::Operate.as_str(), "backup")?;
+        drop(here);
+        self.begun(caller, Verb::Operate, "backup").await;
         let view = carry::view(&self.node, &call, consistency).await?;
         let (sender, chunks) = mpsc::channel(WAITING);
         tokio::task::spawn_blocking(move || {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dunlin_model::{ClusterId, Kind, Object};
 use dunlin_pki::{Dialer, NotOurs};
+use dunlin_proto::v1::access_client::AccessClient;
 use dunlin_proto::v1::advisor_client::AdvisorClient;
 use dunlin_proto::v1::fleet_client::FleetClient;
 use dunlin_proto::{Fault, v1};
@@ -60,6 +61,11 @@ impl Peers {
 /// The fleet API over a connection.
 pub(crate) fn fleet(channel: Channel) -> FleetClient<Channel> {
     FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The doorman over a connection.
+pub(crate) fn access(channel: Channel) -> AccessClient<Channel> {
+    AccessClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// The scheduler's answers over a connection.

@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use dunlin_model::{ErrorCode, Invalid, Kind, Name, Revision};
 use dunlin_proto::{Fault, read, v1};
-use dunlin_state::Change;
 use dunlin_state::changes::Compacted;
+use dunlin_state::{Change, State};
 use futures_util::Stream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::call::Call;
 use super::carry;
-use super::reads::show;
+use super::reads::{reader, show};
 use super::streams;
 use crate::fleet::View;
 use crate::node::Node;
+use crate::rights::{self, Caller};
 
 /// Changes taken from the ring at once, except that those of one revision stay together.
 const BATCH: usize = 256;
@@ -29,6 +30,7 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
 
 struct Watching {
     node: Arc<Node>,
+    caller: Arc<Caller>,
     kinds: BTreeSet<Kind>,
     name: Option<Name>,
     /// Everything up to here was told or did not match.
@@ -50,6 +52,10 @@ pub(super) async fn watch(
     let kinds: Vec<Kind> = read(request.kinds, "kinds")?;
     let name = if request.name.is_empty() { None } else { Some(request.name.parse()?) };
     let mut view = node.replica.read();
+    match kinds.as_slice() {
+        [] => drop(rights::grants(&node, &call.caller, &view)?),
+        kinds => kinds.iter().try_for_each(|kind| reader(&node, &call.caller, &view, *kind, "").map(drop))?,
+    }
     let mut cursor = Revision(request.after_revision);
     if cursor > view.revision() {
         // This controller may be behind the one that named the revision.
@@ -67,6 +73,7 @@ pub(super) async fn watch(
     let views = node.replica.watch();
     let watching = Watching {
         node,
+        caller: Arc::clone(&call.caller),
         kinds: kinds.into_iter().collect(),
         name,
         cursor,
@@ -116,6 +123,8 @@ impl Watching {
     fn take_in(&mut self) -> Result<(), Fault> {
         let view = self.views.borrow_and_update().clone();
         let changes = view.changes_after(self.cursor).map_err(|e| compacted(&e))?;
+        // Asked at every batch: whoever is shut out sees nothing more.
+        let grants = rights::grants(&self.node, &self.caller, &view)?;
         let mut reached = None;
         for change in changes {
             if reached != Some(change.revision) {
@@ -129,8 +138,8 @@ impl Watching {
                 }
             }
             reached = Some(change.revision);
-            if self.wants(change) {
-                self.queue.push_back(event(&self.node, change));
+            if self.wants(change) && grants.sees(&view, &change.object) {
+                self.queue.push_back(event(&self.node, &view, change));
             }
         }
         if let Some(last) = self.queue.back_mut() {
@@ -146,9 +155,9 @@ impl Watching {
     }
 }
 
-fn event(node: &Node, change: &Change) -> v1::WatchEvent {
+fn event(node: &Node, state: &State, change: &Change) -> v1::WatchEvent {
     let kind = if change.deleted { v1::watch_event::Type::Deleted } else { v1::watch_event::Type::Put };
-    let object = Some(show(node, &change.object));
+    let object = Some(show(node, state, &change.object));
     v1::WatchEvent { r#type: kind.into(), revision: change.revision.0, object, complete: false }
 }
 

@@ -16,11 +16,12 @@ use dunlin_model::migration::{Migration, MigrationCause, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
 use dunlin_model::vm::{Vm, VmSpec};
 use dunlin_model::{
-    HostId, ImageId, Invalid, Kind, Metadata, MigrationId, Name, Object, Revision, TaskId, VmId,
+    HostId, ImageId, Invalid, Kind, Metadata, MigrationId, Name, Object, Resource, Revision, TaskId, VmId,
 };
 use dunlin_proto::v1::object::Choice;
 use dunlin_proto::{Fault, Wire as _, read, v1};
 use dunlin_state::owners::Expected;
+use dunlin_state::rights::{RightsSpec, RightsWrite};
 use dunlin_state::{NewVm, State, Write};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -136,13 +137,20 @@ fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
             let spec = MigrationSpec { cause: MigrationCause::User, grounds: None, ..spec };
             Ok(Write::CreateMigration { uid: MigrationId(mint::uuid()), name: metadata.name, spec })
         }
+        Choice::User(user) => Ok(made(user.try_into()?, RightsSpec::User)),
+        Choice::Role(role) => Ok(made(role.try_into()?, RightsSpec::Role)),
+        Choice::Binding(binding) => Ok(made(binding.try_into()?, RightsSpec::Binding)),
+        Choice::Project(project) => Ok(made(project.try_into()?, RightsSpec::Project)),
         Choice::Cluster(_)
         | Choice::Host(_)
         | Choice::Task(_)
         | Choice::Event(_)
+        | Choice::ApiToken(_)
         | Choice::Recommendation(_) => {
-            let problem = "only these are created by hand; a host joins, a task is started";
-            Err(Invalid::new("kind", problem, "Vm, Image or Migration").into())
+            let problem =
+                "only these are created by hand; a host joins, a task is started, a token is minted";
+            let allowed = "Vm, Image, Migration, User, Role, Binding or Project";
+            Err(Invalid::new("kind", problem, allowed).into())
         }
     }
 }
@@ -163,6 +171,21 @@ fn address_nics(spec: &mut VmSpec, stored: Option<&VmSpec>) {
         let kept = stored.and_then(|stored| stored.nics.get(index)).and_then(|nic| nic.mac);
         nic.mac = nic.mac.or(kept).or_else(|| Some(mint::mac()));
     }
+}
+
+fn made<Id, Spec, Status>(object: Resource<Id, Spec, Status>, wrap: impl Fn(Spec) -> RightsSpec) -> Write {
+    let Resource { metadata: Metadata { name, labels, .. }, spec, .. } = object;
+    Write::Rights(RightsWrite::Create { uid: mint::uuid(), name, labels, spec: wrap(spec), secret: None })
+}
+
+fn changed<Id, Spec, Status>(
+    object: Resource<Id, Spec, Status>,
+    uid: Uuid,
+    revision: Revision,
+    wrap: impl Fn(Spec) -> RightsSpec,
+) -> Write {
+    let Resource { metadata: Metadata { labels, .. }, spec, .. } = object;
+    Write::Rights(RightsWrite::Update { uid, revision, labels, spec: wrap(spec) })
 }
 
 fn create_vm(vm: Vm) -> Write {
@@ -210,6 +233,10 @@ fn update(request: &v1::UpdateRequest, state: &State) -> Result<Write, Fault> {
         Some(Choice::Host(host)) => Object::Host(host.try_into()?),
         Some(Choice::Cluster(cluster)) => Object::Cluster(cluster.try_into()?),
         Some(Choice::Image(image)) => Object::Image(image.try_into()?),
+        Some(Choice::User(user)) => Object::User(user.try_into()?),
+        Some(Choice::Role(role)) => Object::Role(role.try_into()?),
+        Some(Choice::Binding(binding)) => Object::Binding(binding.try_into()?),
+        Some(Choice::Project(project)) => Object::Project(project.try_into()?),
         _ => return Err(not_updated().into()),
     };
     let uid = uid(object.kind(), object.uid(), object.name())?;
@@ -246,14 +273,24 @@ fn replaced(
         Object::Image(Image { metadata, spec, .. }) => {
             Ok(Write::UpdateImage { uid: ImageId(uid), revision, labels: metadata.labels, spec })
         }
-        Object::Migration(_) | Object::Task(_) | Object::Event(_) | Object::Recommendation(_) => {
-            Err(not_updated())
-        }
+        Object::User(user) => Ok(changed(user, uid, revision, RightsSpec::User)),
+        Object::Role(role) => Ok(changed(role, uid, revision, RightsSpec::Role)),
+        Object::Binding(binding) => Ok(changed(binding, uid, revision, RightsSpec::Binding)),
+        Object::Project(project) => Ok(changed(project, uid, revision, RightsSpec::Project)),
+        Object::Migration(_)
+        | Object::Task(_)
+        | Object::Event(_)
+        | Object::ApiToken(_)
+        | Object::Recommendation(_) => Err(not_updated()),
     }
 }
 
 fn not_updated() -> Invalid {
-    Invalid::new("kind", "only these can be updated", "Vm, Host, Cluster or Image")
+    Invalid::new(
+        "kind",
+        "only these can be updated",
+        "Vm, Host, Cluster, Image, User, Role, Binding or Project",
+    )
 }
 
 fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
@@ -270,9 +307,13 @@ fn delete(request: &v1::DeleteRequest, state: &State) -> Result<Write, Fault> {
         Kind::Vm => Write::DeleteVm { uid: VmId(uid) },
         Kind::Image => Write::DeleteImage { uid: ImageId(uid) },
         Kind::Host => Write::RemoveHost { uid: HostId(uid), force: request.force },
+        Kind::User | Kind::Role | Kind::Binding | Kind::Project | Kind::ApiToken => {
+            Write::Rights(RightsWrite::Delete { kind, uid })
+        }
         other => {
             let problem = format!("a {other} cannot be deleted");
-            return Err(Invalid::new("kind", problem, "Vm, Image or Host").into());
+            let allowed = "Vm, Image, Host, User, Role, Binding, Project or ApiToken";
+            return Err(Invalid::new("kind", problem, allowed).into());
         }
     };
     Ok(only_at(kind, uid, request.revision, write))

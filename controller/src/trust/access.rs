@@ -4,18 +4,17 @@
 //!   controller's certificate + caller named by it -> that caller, by way of the controller
 //!   certificate that holds ------------------------> its identity
 //!   local socket ----------------------------------> admin/local-socket
-//!   none, or one that does not hold ---------------> nobody: may join, and read what is public
+//!   none, or one that does not hold ---------------> nobody: may join, log in, and read what is public; with a token,
+//!                                                    whoever the token speaks for: he may call what people call
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use dunlin_model::{ControllerId, ErrorCode, Identity, Invalid, Role};
 use dunlin_pki::{Refusal, Verified};
@@ -23,7 +22,7 @@ use dunlin_proto::Fault;
 use tonic::Status;
 
 use super::Keys;
-use crate::api::call::FORWARDED_KEY;
+use crate::rights::{AUTHORIZATION, FORWARDED_KEY};
 
 /// Metadata key by which a controller names whose call it passes on. From anybody else it is taken away.
 pub(crate) const CALLER_KEY: &str = "dunlin-caller";
@@ -34,8 +33,8 @@ pub(crate) const LOCAL_ADMIN: &str = "local-socket";
 const GRPC: &str = "/dunlin.v1.";
 /// Where the REST API is. What is beside it (health, the API's description, pages) everybody may read.
 const REST: &str = "/v1/";
-/// What nobody in particular may call: there the token is the proof.
-const OPEN: &[&str] = &["/dunlin.v1.Identities/Join"];
+/// What nobody in particular may call: there the token or the password is the proof.
+const OPEN: &[&str] = &["/dunlin.v1.Identities/Join", "/dunlin.v1.Access/Login"];
 /// What anybody with a certificate may call.
 const EVERYBODYS: &[&str] = &["/dunlin.v1.Identities/Renew", "/dunlin.v1.Identities/WhoAmI"];
 /// What an agent may call beside those: its session and consoles, the bytes of images, and which of them there still are
@@ -89,33 +88,23 @@ impl FromStr for Peer {
     }
 }
 
-/// Lets a request in with its [`Peer`], or answers it with the refusal.
-pub(crate) async fn gate(State(keys): State<Arc<Keys>>, mut request: Request, next: Next) -> Response {
-    match enter(&keys, &mut request) {
-        Ok(()) => next.run(request).await,
-        Err(fault) => refused(&request, fault),
-    }
-}
-
-fn enter(keys: &Keys, request: &mut Request) -> Result<(), Fault> {
+/// Lets a request in with its [`Peer`], or says why not. Whoever shows a token besides or instead is let in to what people
+/// call, and judged by the token there.
+pub(crate) fn gate(keys: &Keys, request: &mut Request) -> Result<(), Fault> {
     let arrival = request.extensions().get::<Arrival>().cloned();
     let arrival = arrival.unwrap_or(Arrival::Nobody(Refusal::Missing));
-    let who = who(keys, &arrival, request.headers())?;
-    allowed(request.uri().path(), who.as_ref().map_err(Clone::clone))?;
-    let headers = request.headers_mut();
-    headers.remove(CALLER_KEY);
-    if let Ok(peer) = who {
-        let text = HeaderValue::from_str(&peer.to_string()).expect("an identity is of visible characters");
-        headers.insert(CALLER_KEY, text);
-        // Only another controller has passed anything on.
-        if peer.via.is_none() && peer.identity.role() != Role::Controller {
-            headers.remove(FORWARDED_KEY);
-        }
-        request.extensions_mut().insert(peer);
-    } else if !matches!(&arrival, Arrival::Proved(by) if by.identity.role() == Role::Controller) {
+    // Only another controller has passed anything on.
+    let relay = matches!(&arrival, Arrival::Proved(by) if by.identity.role() == Role::Controller && keys.admit(by).is_ok());
+    if !relay {
         request.headers_mut().remove(FORWARDED_KEY);
     }
-    Ok(())
+    let who = who(keys, &arrival, request.headers())?;
+    request.headers_mut().remove(CALLER_KEY);
+    let token = request.headers().contains_key(AUTHORIZATION);
+    if let Ok(peer) = &who {
+        request.extensions_mut().insert(peer.clone());
+    }
+    allowed(request.uri().path(), who.as_ref().map_err(Clone::clone), token)
 }
 
 /// Who asks; or, inside, why it is nobody.
@@ -147,9 +136,12 @@ fn who(keys: &Keys, arrival: &Arrival, headers: &HeaderMap) -> Result<Result<Pee
 }
 
 /// May such a one call that?
-fn allowed(path: &str, who: Result<&Peer, Refusal>) -> Result<(), Fault> {
+fn allowed(path: &str, who: Result<&Peer, Refusal>, token: bool) -> Result<(), Fault> {
     let public = !path.starts_with(GRPC) && !path.starts_with(REST);
     if public || OPEN.contains(&path) {
+        return Ok(());
+    }
+    if who.is_err() && token && !path.starts_with(AGENT_GATE) && !EVERYBODYS.contains(&path) {
         return Ok(());
     }
     let peer = who.map_err(|refusal| Fault::new(ErrorCode::Unauthenticated, refusal.to_string()))?;
@@ -165,7 +157,8 @@ fn allowed(path: &str, who: Result<&Peer, Refusal>) -> Result<(), Fault> {
     Err(Fault::new(ErrorCode::Forbidden, message))
 }
 
-fn refused(request: &Request, fault: Fault) -> Response {
+/// The answer to whoever is not let in, in the way he speaks.
+pub(crate) fn refused(request: &Request, fault: Fault) -> Response {
     tracing::debug!(path = request.uri().path(), code = %fault.code, message = fault.message, "refused at the gate");
     let speaks_grpc = request
         .headers()
@@ -199,9 +192,9 @@ mod tests {
         let (admin, one) = (peer("admin/ada"), peer("controller/1"));
         let host = peer("host/6e1d0c46-6a6b-4dd2-a1a6-0f8e5f6c9d01");
         let check = |path: &str, nobody: bool, as_host: bool, as_admin: bool| {
-            assert_eq!(allowed(path, Err(Refusal::Expired)).is_ok(), nobody, "nobody: {path}");
+            assert_eq!(allowed(path, Err(Refusal::Expired), false).is_ok(), nobody, "nobody: {path}");
             for (who, may) in [(&host, as_host), (&admin, as_admin), (&one, as_admin)] {
-                let found = allowed(path, Ok(who)).map_err(|fault| fault.code);
+                let found = allowed(path, Ok(who), false).map_err(|fault| fault.code);
                 let expected = if may { Ok(()) } else { Err(ErrorCode::Forbidden) };
                 assert_eq!(found, expected, "{who}: {path}");
             }
@@ -216,7 +209,16 @@ mod tests {
         check("/dunlin.v1.Advisor/Explain", false, false, true);
         check("/v1/vms", false, false, true);
         check("/healthz", true, true, true);
-        let refused = allowed("/v1/vms", Err(Refusal::Expired)).unwrap_err();
+        for (path, may) in
+            [("/v1/vms", true), ("/dunlin.v1.Fleet/List", true), ("/dunlin.v1.AgentGate/Session", false)]
+        {
+            assert_eq!(allowed(path, Err(Refusal::Missing), true).is_ok(), may, "with a token: {path}");
+        }
+        assert!(
+            allowed("/v1/vms", Ok(&host), true).is_err(),
+            "an agent stays one, whatever it shows besides"
+        );
+        let refused = allowed("/v1/vms", Err(Refusal::Expired), false).unwrap_err();
         assert_eq!(
             (refused.code, refused.message.as_str()),
             (ErrorCode::Unauthenticated, "the certificate has expired")

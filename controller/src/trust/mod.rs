@@ -20,7 +20,7 @@ mod join;
 mod keep;
 mod keys;
 
-pub(crate) use access::{Arrival, CALLER_KEY, LOCAL_ADMIN, Peer, gate};
+pub(crate) use access::{Arrival, CALLER_KEY, LOCAL_ADMIN, Peer, gate, refused};
 pub use bundle::{Bundle, bundle};
 pub(crate) use issue::{Certified, certify, certify_restored, rotate};
 pub(crate) use keep::keep;

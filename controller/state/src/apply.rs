@@ -9,8 +9,8 @@ use dunlin_model::{Object, Revision};
 use crate::command::{Command, Stamp, Write};
 use crate::draft::Draft;
 use crate::{
-    Rejected, State, cluster, host, image, keys, migration, owners, recommendation, sweep, task, token,
-    trust, vm,
+    Rejected, State, cluster, host, image, keys, migration, owners, recommendation, rights, sweep, task,
+    token, trust, vm,
 };
 
 /// What a command led to.
@@ -85,6 +85,8 @@ fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
             recommendation::end(draft, *recommendation, RecommendationPhase::Expired, message)
         }
         Command::NoteEffect { migration, effect } => migration::note_effect(draft, *migration, *effect),
+        Command::SeedRights => rights::seed(draft),
+        Command::NoteUse { token } => rights::note_use(draft, *token),
         Command::Sweep => {
             sweep::sweep(draft);
             Ok(())
@@ -117,6 +119,7 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
             recommendation::decide(draft, *uid, *approve, *migration, name)
         }
         Write::CreateToken { sha256, role, expires } => token::create(draft, sha256, *role, *expires),
+        Write::Rights(write) => rights::write(draft, write),
         Write::UpdateImage { uid, revision, labels, spec } => {
             image::update(draft, *uid, *revision, labels, spec)
         }

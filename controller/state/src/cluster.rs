@@ -2,10 +2,10 @@
 
 use dunlin_model::cluster::{Cluster, ClusterSpec, ClusterStatus, Controller};
 use dunlin_model::event::EventLevel;
-use dunlin_model::{ClusterId, ErrorCode, Labels, Name, Revision, meta};
+use dunlin_model::{ClusterId, ErrorCode, Kind, Labels, Name, Revision, meta};
 
-use crate::Rejected;
 use crate::draft::{Draft, refuse_stale};
+use crate::{Rejected, rights};
 
 /// A cluster is founded once. The same founding again is done already.
 pub(crate) fn found(
@@ -24,6 +24,8 @@ pub(crate) fn found(
     let metadata = draft.card::<Cluster, _>(uid, uid.0, name, &Labels::new())?;
     let status = ClusterStatus { controllers: controllers.to_vec(), leader: None };
     draft.put(Cluster { metadata, spec: ClusterSpec::default(), status });
+    rights::seed(draft)?;
+    draft.answer(Kind::Cluster, uid.0);
     Ok(())
 }
 

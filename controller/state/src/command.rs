@@ -11,12 +11,13 @@ use dunlin_model::recommendation::RecommendationSpec;
 use dunlin_model::task::{DrainProgress, TaskPhase, TaskSpec};
 use dunlin_model::vm::{Power, SavedState, VmSpec};
 use dunlin_model::{
-    ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name, RecommendationId,
-    Revision, Role, TaskId, Timestamp, VmId,
+    ApiTokenId, ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name,
+    RecommendationId, Revision, Role, TaskId, Timestamp, VmId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::owners::{Claim, Expected};
+use crate::rights::RightsWrite;
 use crate::trust::{Ask, TrustChange};
 
 /// When and where in the log a command stands. The only time `apply` knows.
@@ -88,6 +89,10 @@ pub enum Command {
     Expire { recommendation: RecommendationId, message: String },
     /// What came of a migration that had grounds, measured once.
     NoteEffect { migration: MigrationId, effect: Effect },
+    /// Makes the built-in roles and the project `default` where they are missing.
+    SeedRights,
+    /// A user's token was used; kept to the hour.
+    NoteUse { token: ApiTokenId },
     /// Old ended migrations and tasks, used-up tokens and answered keys are dropped, oldest first, down to the bounds.
     Sweep,
 }
@@ -186,6 +191,8 @@ pub enum Write {
         role: Role,
         expires: Timestamp,
     },
+    /// Users, roles, bindings, projects and tokens of users.
+    Rights(RightsWrite),
     /// Replaces an image's labels. Its bytes are what it is, and never change.
     UpdateImage {
         uid: ImageId,

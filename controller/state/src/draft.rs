@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::changes::Change;
 use crate::reserve::{claim, hosts_of};
+use crate::rights::RightsWrite;
 use crate::{Rejected, State, Typed, Write, owners};
 
 /// Events kept, over all objects; about the last hour of a busy fleet. Older ones fall out silently.
@@ -149,6 +150,7 @@ impl<'a> Draft<'a> {
             Write::UpdateCluster { .. } => {
                 self.state.cluster().map(|cluster| (Kind::Cluster, cluster.metadata.uid.0))
             }
+            Write::Rights(RightsWrite::Update { uid, spec, .. }) => Some((spec.kind(), *uid)),
             _ => None,
         }
     }
@@ -226,6 +228,7 @@ impl<'a> Draft<'a> {
             }
         }
         self.state.marks.follow(old, new);
+        crate::quota::follow(self.state, old, new);
         if let Some(old) = old {
             self.index_hosts(old, false);
         }
@@ -296,6 +299,11 @@ fn set_revision(object: &mut Object, revision: Revision) {
         Object::Task(object) => object.metadata.revision = revision,
         Object::Event(object) => object.metadata.revision = revision,
         Object::Recommendation(object) => object.metadata.revision = revision,
+        Object::User(object) => object.metadata.revision = revision,
+        Object::Role(object) => object.metadata.revision = revision,
+        Object::Binding(object) => object.metadata.revision = revision,
+        Object::Project(object) => object.metadata.revision = revision,
+        Object::ApiToken(object) => object.metadata.revision = revision,
     }
 }
 

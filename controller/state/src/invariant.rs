@@ -65,8 +65,37 @@ fn indexes(state: &State) -> Result<(), String> {
     ensure(by_host == *state.by_host, || "the index of VMs by host is wrong".to_owned())?;
     ensure(moves == *state.moves, || "the index of migrations by host is wrong".to_owned())?;
     ensure(active == *state.active, || "the index of what is under way is wrong".to_owned())?;
+    ensure(crate::quota::recount(state) == *state.usage, || "what projects use is miscounted".to_owned())?;
+    check_rights(state)?;
     let events = state.objects_of(Kind::Event).count();
     ensure(events == state.event_count, || "events are miscounted".to_owned())
+}
+
+/// What bindings and tokens name exists, and no hash is left behind by the user or token it belonged to.
+fn check_rights(state: &State) -> Result<(), String> {
+    for binding in state.bindings() {
+        let (name, spec) = (&binding.metadata.name, &binding.spec);
+        ensure(state.role_named(&spec.role).is_some(), || format!("binding {name} names no role"))?;
+        let lost = spec.users.iter().find(|user| state.user_named(user).is_none());
+        ensure(lost.is_none(), || format!("binding {name} names {lost:?}, who is gone"))?;
+        let project = spec.project.as_ref();
+        ensure(project.is_none_or(|project| state.project_named(project).is_some()), || {
+            format!("binding {name} names no project")
+        })?;
+    }
+    for token in state.api_tokens() {
+        let name = &token.metadata.name;
+        ensure(state.user_named(&token.spec.user).is_some(), || format!("token {name} is nobody's"))?;
+        let hashes = state.bearers.values().filter(|uid| **uid == token.metadata.uid).count();
+        ensure(hashes == 1, || format!("token {name} has {hashes} hashes"))?;
+    }
+    let tokens = state.api_tokens().count();
+    ensure(state.bearers.len() == tokens, || "a token's hash is left behind".to_owned())?;
+    for user in state.passwords.keys() {
+        let known = state.user(*user).is_some_and(|user| user.status.password_set.is_some());
+        ensure(known, || format!("the password of {user} is left behind"))?;
+    }
+    Ok(())
 }
 
 fn check_host(state: &State, host: &Host) -> Result<(), String> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::Write;
+use crate::rights::{RightsSpec, RightsWrite};
 use crate::{Outcome, Rejected, State};
 
 /// Answers kept: even at 10,000 writes per second a lost answer can be asked for again for 6 s, which is longer than it
@@ -139,6 +140,14 @@ pub fn hash(write: &Write) -> u64 {
         Write::CreateMigration { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted()),
         Write::CreateTask { uid, name, .. } => (uid.0, *name) = (Uuid::nil(), minted()),
         Write::DecideRecommendation { migration, name, .. } => (migration.0, *name) = (Uuid::nil(), minted()),
+        Write::Rights(RightsWrite::Create { uid, secret, spec, .. }) => {
+            (*uid, *secret) = (Uuid::nil(), None);
+            if let RightsSpec::ApiToken(spec) = spec {
+                spec.expires = Timestamp(0);
+            }
+        }
+        Write::Rights(RightsWrite::SetPassword { hash, .. }) => *hash = None,
+        Write::Rights(RightsWrite::Vouch { uid, .. }) => uid.0 = Uuid::nil(),
         Write::CreateToken { sha256, expires, .. } => (*sha256, *expires) = (String::new(), Timestamp(0)),
         _ => {}
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use dunlin_model::image::Image;
+use dunlin_model::project::Project;
 use dunlin_model::vm::{Power, Vm, VmPhase, VmStatus};
 use dunlin_model::{ClusterId, Incarnation, Kind, Object};
 
@@ -44,7 +45,7 @@ impl State {
         self
     }
 
-    /// The cluster's policy, its images and its VMs, stopped, in a cluster of another identity: hosts, and all that
+    /// The cluster's policy, its images, its projects and its VMs, stopped, in a cluster of another identity: hosts, and all that
     /// happened on them, belong to the old one.
     fn transplanted(self, uid: ClusterId) -> Self {
         let mut new = Self { index: self.index, time: self.time, revision: self.revision, ..Self::new() };
@@ -57,6 +58,9 @@ impl State {
         for image in self.all::<Image>() {
             new.take_in(Object::Image(image.clone()));
         }
+        for project in self.all::<Project>() {
+            new.take_in(Object::Project(project.clone()));
+        }
         for vm in self.all::<Vm>().filter(|vm| vm.status.phase != VmPhase::Deleting) {
             let mut vm = vm.clone();
             vm.spec.power = Power::Stopped;
@@ -64,6 +68,7 @@ impl State {
             vm.status = VmStatus { since: self.time, ..VmStatus::default() };
             new.take_in(Object::Vm(vm));
         }
+        crate::quota::count_anew(&mut new);
         new
     }
 

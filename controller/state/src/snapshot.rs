@@ -6,7 +6,7 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use dunlin_model::identity::Authority;
-use dunlin_model::{Identity, Kind, Object, Revision, TaskId, Timestamp, VmId};
+use dunlin_model::{ApiTokenId, Identity, Kind, Object, Revision, Secret, TaskId, Timestamp, UserId, VmId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -63,6 +63,8 @@ enum Line {
     Counters(Counters),
     Authority(Box<Authority>),
     Holder(Identity, Holder),
+    Password(UserId, Secret),
+    Bearer(Secret, ApiTokenId),
     Answer(String, Answer),
     Owners(Kind, Uuid, Owners),
     End { lines: u64 },
@@ -88,6 +90,8 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
     authorities.cloned().try_for_each(|authority| put(&Line::Authority(Box::new(authority))))?;
     let holders = state.trust.holders.iter();
     holders.clone().try_for_each(|(who, holder)| put(&Line::Holder(who.clone(), holder.clone())))?;
+    state.passwords.iter().try_for_each(|(user, hash)| put(&Line::Password(*user, hash.clone())))?;
+    state.bearers.iter().try_for_each(|(hash, token)| put(&Line::Bearer(hash.clone(), *token)))?;
     let answers = &state.answers.by_key;
     answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.to_string(), answer.clone())))?;
     serde_json::to_writer(&mut *to, &Line::End { lines }).map_err(|e| SnapshotError::Write(e.into()))?;
@@ -114,6 +118,8 @@ pub fn decode(from: &mut impl BufRead) -> Result<State, SnapshotError> {
         }
         if let Line::End { lines } = line {
             let whole = lines == count;
+            // Only now: what a VM takes also depends on images, which come behind it.
+            crate::quota::count_anew(&mut state);
             let broken = format!("it says {lines} lines and has {count}");
             return if whole { Ok(state) } else { Err(SnapshotError::Broken(broken)) };
         }
@@ -136,6 +142,8 @@ fn take_in(state: &mut State, line: Line) -> Result<(), SnapshotError> {
         Line::Counters(counters) => state.trust.counters = counters,
         Line::Authority(authority) => Arc::make_mut(&mut state.trust.authorities).push(*authority),
         Line::Holder(who, holder) => drop(state.trust.holders.insert(who, holder)),
+        Line::Password(user, hash) => state.passwords.insert(user, hash),
+        Line::Bearer(hash, token) => state.bearers.insert(hash, token),
         Line::Answer(key, answer) => state.answers.insert(&key, answer),
         Line::Owners(kind, uid, own) => state.owners.insert((kind, uid), own),
         Line::End { .. } => {}

@@ -8,12 +8,14 @@ use dunlin_model::event::Event;
 use dunlin_model::host::Host;
 use dunlin_model::image::Image;
 use dunlin_model::migration::Migration;
+use dunlin_model::project::{Project, Used};
 use dunlin_model::recommendation::Recommendation;
+use dunlin_model::rights::{ApiToken, Binding, Role, User};
 use dunlin_model::task::Task;
 use dunlin_model::vm::Vm;
 use dunlin_model::{
-    ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object, RecommendationId,
-    Revision, TaskId, Timestamp, VmId,
+    ApiTokenId, BindingId, ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object,
+    ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId, Timestamp, UserId, VmId,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -50,6 +52,12 @@ pub struct State {
     pub(crate) trust: TrackedWhole<Trust>,
     /// Whose the fields of an object are, by who applied them.
     pub(crate) owners: Tracked<(Kind, Uuid), Owners>,
+    /// Hashes of users' passwords, in PHC form.
+    pub(crate) passwords: Tracked<UserId, Secret>,
+    /// Users' tokens by their SHA-256, hex.
+    pub(crate) bearers: Tracked<Secret, ApiTokenId>,
+    /// What each project's VMs take together; none is kept for a project without VMs.
+    pub(crate) usage: Tracked<Name, Used>,
     pub(crate) answers: Answers,
     pub(crate) history: History,
 }
@@ -131,6 +139,11 @@ typed! {
     Task TaskId task task_named tasks;
     Event EventId event event_named events;
     Recommendation RecommendationId recommendation recommendation_named recommendations;
+    User UserId user user_named users;
+    Role RoleId role role_named roles;
+    Binding BindingId binding binding_named bindings;
+    Project ProjectId project project_named projects;
+    ApiToken ApiTokenId api_token api_token_named api_tokens;
 }
 
 impl Typed for Cluster {
@@ -294,10 +307,12 @@ impl State {
 
     fn each_tracked(&mut self, act: fn(&mut dyn Undo)) {
         let Self { objects, names, by_host, moves, active, marks, .. } = self;
-        let Self { fences, orders, trust, tokens, owners, .. } = self;
+        let Self { fences, orders, trust, tokens, owners, passwords, bearers, usage, .. } = self;
         let [carried, avoided] = marks.tracked();
-        let all: [&mut dyn Undo; 12] =
-            [objects, names, by_host, moves, active, carried, avoided, fences, orders, trust, tokens, owners];
+        let all: [&mut dyn Undo; 15] = [
+            objects, names, by_host, moves, active, carried, avoided, fences, orders, trust, tokens, owners,
+            passwords, bearers, usage,
+        ];
         all.into_iter().for_each(act);
     }
 }

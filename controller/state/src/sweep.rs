@@ -4,7 +4,7 @@ use dunlin_model::{Kind, Timestamp};
 use uuid::Uuid;
 
 use crate::draft::Draft;
-use crate::{State, token, trust};
+use crate::{State, rights, token, trust};
 
 /// Ended migrations kept for people to look at.
 pub const ENDED_MIGRATIONS_MAX: usize = 1_000;
@@ -48,6 +48,7 @@ impl State {
         self.answers.stale(now)
             || self.tokens.iter().any(|(_, token)| token.expires <= now.min(self.time))
             || self.has_outlived_holders(now.min(self.time))
+            || rights::expired(self, now.min(self.time)).next().is_some()
             || self.count(Kind::Migration) > ENDED_MIGRATIONS_MAX + SWEEP_SLACK
                 && ended_migrations(self).len() > ENDED_MIGRATIONS_MAX + SWEEP_SLACK
             || self.count(Kind::Task) > ENDED_TASKS_MAX + SWEEP_SLACK
@@ -66,6 +67,7 @@ pub(crate) fn sweep(draft: &mut Draft) {
     draft.state.answers.drop_stale(now);
     token::drop_expired(draft);
     trust::forget_outlived(draft);
+    rights::drop_expired(draft);
     for (kind, ended, keep) in [
         (Kind::Migration, ended_migrations(draft.state), ENDED_MIGRATIONS_MAX),
         (Kind::Task, ended_tasks(draft.state), ENDED_TASKS_MAX),

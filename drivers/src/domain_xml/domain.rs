@@ -1,6 +1,7 @@
 //! From a document to a VM: the domain itself. Its devices are read in [`super::device`].
 
 use dunlin_model::capabilities::DriverName;
+use dunlin_model::project::default_project;
 use dunlin_model::vm::{AccelChoice, Arch, Boot, FileRef, MachineType, RestartPolicy, VmSpec};
 use dunlin_model::{Invalid, Name, VmId};
 use roxmltree::{Document, ParsingOptions};
@@ -263,7 +264,7 @@ fn habits(root: &mut Element<'_>, sieve: &mut Sieve, spec: &mut VmSpec) -> Resul
 fn fleet(root: &mut Element<'_>, sieve: &mut Sieve, spec: &mut VmSpec) -> Result<(), XmlError> {
     let Some(mut metadata) = root.child("metadata") else { return Ok(()) };
     if let Some(mut element) = metadata.foreign(NAMESPACE, "vm") {
-        let allowed = "a JSON object with power, accel, placement, sim";
+        let allowed = "a JSON object with power, accel, placement, sim, project";
         let text = element.text();
         let fleet: Fleet =
             serde_json::from_str(&text).map_err(|e| element.value("", e.to_string(), allowed))?;
@@ -271,6 +272,7 @@ fn fleet(root: &mut Element<'_>, sieve: &mut Sieve, spec: &mut VmSpec) -> Result
         spec.driver = fleet.driver.unwrap_or(spec.driver);
         spec.accel = fleet.accel.unwrap_or(spec.accel);
         (spec.placement, spec.sim) = (fleet.placement, fleet.sim);
+        spec.project = fleet.project.unwrap_or_else(default_project);
         element.finish(sieve)?;
     }
     metadata.finish(sieve)

@@ -153,6 +153,8 @@ struct Fleet {
     placement: Placement,
     #[serde(skip_serializing_if = "Option::is_none")]
     sim: Option<SimSpec>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<dunlin_model::Name>,
 }
 
 /// What a host adds to a domain that it runs.

@@ -303,12 +303,15 @@ fn spec() -> impl Strategy<Value = VmSpec> {
     let restart = prop_oneof![Just(RestartPolicy::Never), Just(RestartPolicy::OnCrash)];
     let board = (power, driver, accel, arch, machine, 1_u32..=288, 16_u64..=4 << 20, cpu_model);
     let rest = (boot(), vec(disk(), 0..4), vec(nic(), 0..4), of(vnc()), restart, placement(), of(sim()));
-    (board, rest).prop_map(
+    let project = "[a-z][a-z0-9-]{0,8}".prop_map(|text| text.parse().unwrap());
+    (board, rest, project).prop_map(
         |(
             (power, driver, accel, arch, machine, cpus, mem_mib, cpu_model),
             (boot, disks, nics, vnc, restart, placement, sim),
+            project,
         )| {
             VmSpec {
+                project,
                 power,
                 cpus,
                 mem_mib,

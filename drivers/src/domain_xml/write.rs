@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use dunlin_model::capabilities::DriverName;
+use dunlin_model::project::is_default;
 use dunlin_model::vm::{
     AccelChoice, Arch, Boot, Disk, DiskSource, FileRef, Nic, NicModel, NicNetwork, Power, Vm, VmSpec, Vnc,
     VncPort,
@@ -113,7 +114,8 @@ impl Text<'_> {
         let power = Some(spec.power).filter(|power| *power != Power::default());
         let driver = Some(spec.driver).filter(|driver| *driver == DriverName::Libvirt);
         let (placement, sim) = (spec.placement.clone(), spec.sim.clone());
-        let fleet = Fleet { power, driver, accel: implied, placement, sim };
+        let project = Some(spec.project.clone()).filter(|project| !is_default(project));
+        let fleet = Fleet { power, driver, accel: implied, placement, sim, project };
         if fleet == Fleet::default() {
             return Ok(());
         }

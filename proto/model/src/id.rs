@@ -54,6 +54,16 @@ uid! {
     EventId,
     /// One move that the balancer would make.
     RecommendationId,
+    /// One person or program.
+    UserId,
+    /// One role.
+    RoleId,
+    /// One binding of a role.
+    BindingId,
+    /// One project.
+    ProjectId,
+    /// One token that speaks for a user.
+    ApiTokenId,
 }
 
 macro_rules! counter {

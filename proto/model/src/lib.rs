@@ -24,7 +24,9 @@ pub mod meta;
 pub mod migration;
 pub mod object;
 pub mod observed;
+pub mod project;
 pub mod recommendation;
+pub mod rights;
 pub mod schema;
 pub mod selector;
 pub mod task;
@@ -34,8 +36,8 @@ pub mod vm;
 
 pub use code::ErrorCode;
 pub use id::{
-    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, MigrationId,
-    RecommendationId, Revision, TaskId, VmId,
+    ApiTokenId, BindingId, ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation,
+    MigrationId, ProjectId, RecommendationId, Revision, RoleId, TaskId, UserId, VmId,
 };
 pub use identity::{Identity, Role};
 pub use invalid::Invalid;

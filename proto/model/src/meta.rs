@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 
 /// A text that is kept but never shown: `Debug` and `Display` hide it. Only the log and the host that needs it
 /// serialise it; the API edge redacts it first.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 

@@ -13,7 +13,9 @@ use crate::event::Event;
 use crate::host::Host;
 use crate::image::Image;
 use crate::migration::Migration;
+use crate::project::Project;
 use crate::recommendation::Recommendation;
+use crate::rights::{ApiToken, Binding, Role, User};
 use crate::task::Task;
 use crate::vm::Vm;
 use crate::{Invalid, Labels, Name, Revision};
@@ -37,11 +39,21 @@ pub enum Kind {
     Event,
     /// A move that the balancer would make, for somebody to approve.
     Recommendation,
+    /// A person or a program that may ask for something.
+    User,
+    /// What somebody may do.
+    Role,
+    /// Who may do it, and where.
+    Binding,
+    /// Whose VMs are, and how much they may take.
+    Project,
+    /// A token that speaks for a user.
+    ApiToken,
 }
 
 impl Kind {
     /// Every kind, in the order the docs list them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Cluster,
         Self::Host,
         Self::Vm,
@@ -50,6 +62,11 @@ impl Kind {
         Self::Task,
         Self::Event,
         Self::Recommendation,
+        Self::User,
+        Self::Role,
+        Self::Binding,
+        Self::Project,
+        Self::ApiToken,
     ];
 }
 
@@ -67,7 +84,7 @@ impl FromStr for Kind {
             Invalid::new(
                 "kind",
                 format!("{text:?} is not a kind"),
-                "Cluster, Host, Vm, Image, Migration, Task, Event or Recommendation",
+                "Cluster, Host, Vm, Image, Migration, Task, Event, Recommendation, User, Role, Binding, Project or ApiToken",
             )
         })
     }
@@ -94,6 +111,16 @@ pub enum Object {
     Event(Event),
     /// See [`Kind::Recommendation`].
     Recommendation(Recommendation),
+    /// See [`Kind::User`].
+    User(User),
+    /// See [`Kind::Role`].
+    Role(Role),
+    /// See [`Kind::Binding`].
+    Binding(Binding),
+    /// See [`Kind::Project`].
+    Project(Project),
+    /// See [`Kind::ApiToken`].
+    ApiToken(ApiToken),
 }
 
 macro_rules! each {
@@ -107,6 +134,11 @@ macro_rules! each {
             Object::Task($bound) => $value,
             Object::Event($bound) => $value,
             Object::Recommendation($bound) => $value,
+            Object::User($bound) => $value,
+            Object::Role($bound) => $value,
+            Object::Binding($bound) => $value,
+            Object::Project($bound) => $value,
+            Object::ApiToken($bound) => $value,
         }
     };
 }
@@ -124,6 +156,11 @@ impl Object {
             Self::Task(_) => Kind::Task,
             Self::Event(_) => Kind::Event,
             Self::Recommendation(_) => Kind::Recommendation,
+            Self::User(_) => Kind::User,
+            Self::Role(_) => Kind::Role,
+            Self::Binding(_) => Kind::Binding,
+            Self::Project(_) => Kind::Project,
+            Self::ApiToken(_) => Kind::ApiToken,
         }
     }
 
@@ -173,6 +210,11 @@ impl Object {
             (Self::Task(a), Self::Task(b)) => a.spec == b.spec,
             (Self::Event(a), Self::Event(b)) => a.spec == b.spec,
             (Self::Recommendation(a), Self::Recommendation(b)) => a.spec == b.spec,
+            (Self::User(a), Self::User(b)) => a.spec == b.spec,
+            (Self::Role(a), Self::Role(b)) => a.spec == b.spec,
+            (Self::Binding(a), Self::Binding(b)) => a.spec == b.spec,
+            (Self::Project(a), Self::Project(b)) => a.spec == b.spec,
+            (Self::ApiToken(a), Self::ApiToken(b)) => a.spec == b.spec,
             _ => false,
         };
         spec && self.labels() == other.labels()
@@ -196,4 +238,4 @@ macro_rules! from {
     )*};
 }
 
-from!(Cluster Host Vm Image Migration Task Event Recommendation);
+from!(Cluster Host Vm Image Migration Task Event Recommendation User Role Binding Project ApiToken);

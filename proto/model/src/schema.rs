@@ -14,7 +14,9 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::meta::NAME_MAX;
 use crate::migration::Migration;
+use crate::project::Project;
 use crate::recommendation::Recommendation;
+use crate::rights::{ApiToken, Binding, Role, User};
 use crate::task::Task;
 use crate::vm::{Mac, Vm};
 use crate::{
@@ -144,5 +146,10 @@ fn make(kind: Kind) -> Schema {
         Kind::Task => schema_for!(Task),
         Kind::Event => schema_for!(Event),
         Kind::Recommendation => schema_for!(Recommendation),
+        Kind::User => schema_for!(User),
+        Kind::Role => schema_for!(Role),
+        Kind::Binding => schema_for!(Binding),
+        Kind::Project => schema_for!(Project),
+        Kind::ApiToken => schema_for!(ApiToken),
     }
 }

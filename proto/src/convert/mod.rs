@@ -15,6 +15,7 @@ mod host;
 mod identity;
 mod migration;
 mod object;
+mod rights;
 mod scalar;
 mod session;
 mod task;

@@ -8,7 +8,12 @@ use model::event::{Event, EventSpec, EventStatus};
 use model::host::{Host, HostSpec, HostStatus};
 use model::image::{Image, ImageSpec, ImageStatus};
 use model::migration::{Migration, MigrationSpec, MigrationStatus};
+use model::project::{Project, ProjectSpec, ProjectStatus};
 use model::recommendation::{Recommendation, RecommendationSpec, RecommendationStatus};
+use model::rights::{
+    ApiToken, ApiTokenSpec, ApiTokenStatus, Binding, BindingSpec, BindingStatus, Role as RightsRole,
+    RoleSpec, RoleStatus, User, UserSpec, UserStatus,
+};
 use model::task::{Task, TaskSpec, TaskStatus};
 use model::vm::{Vm, VmSpec, VmStatus};
 use uuid::Uuid;
@@ -16,7 +21,21 @@ use uuid::Uuid;
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-choices!(Kind { Cluster, Host, Vm, Image, Migration, Task, Event, Recommendation });
+choices!(Kind {
+    Cluster,
+    Host,
+    Vm,
+    Image,
+    Migration,
+    Task,
+    Event,
+    Recommendation,
+    User,
+    Role,
+    Binding,
+    Project,
+    ApiToken
+});
 
 oneofs!(Object in object {
     Cluster "cluster" (object),
@@ -27,6 +46,11 @@ oneofs!(Object in object {
     Task "task" (object),
     Event "event" (object),
     Recommendation "recommendation" (object),
+    User "user" (object),
+    Role "role" (object),
+    Binding "binding" (object),
+    Project "project" (object),
+    ApiToken "api_token" (object),
 });
 
 impl<Id: Wire<String>> Wire<Option<v1::Metadata>> for Metadata<Id> {
@@ -102,4 +126,9 @@ objects! {
     Task TaskSpec TaskStatus |_| Ok(());
     Event EventSpec EventStatus |_| Ok(());
     Recommendation RecommendationSpec RecommendationStatus |_| Ok(());
+    User UserSpec UserStatus UserSpec::validate;
+    RightsRole RoleSpec RoleStatus RoleSpec::validate;
+    Binding BindingSpec BindingStatus BindingSpec::validate;
+    Project ProjectSpec ProjectStatus ProjectSpec::validate;
+    ApiToken ApiTokenSpec ApiTokenStatus ApiTokenSpec::validate;
 }

@@ -6,8 +6,9 @@ use std::fmt::Display;
 use dunlin_model::invalid::in_range;
 use dunlin_model::vm::Mac;
 use dunlin_model::{
-    ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation, Invalid, Labels, MigrationId,
-    Name, RecommendationId, Revision, Secret, TaskId, Timestamp, VmId,
+    ApiTokenId, BindingId, ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation,
+    Invalid, Labels, MigrationId, Name, ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId,
+    Timestamp, UserId, VmId,
 };
 use uuid::Uuid;
 
@@ -72,7 +73,8 @@ macro_rules! texts {
     )*};
 }
 
-texts!(Name Mac ClusterId HostId VmId ImageId MigrationId TaskId EventId RecommendationId);
+texts!(Name Mac ClusterId HostId VmId ImageId MigrationId TaskId EventId RecommendationId UserId RoleId BindingId ProjectId
+    ApiTokenId);
 
 impl Wire<String> for Uuid {
     fn to_wire(self) -> String {

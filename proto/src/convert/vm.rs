@@ -1,6 +1,7 @@
 //! What is asked of a VM, and what is reported of it.
 
 use dunlin_model::Invalid;
+use dunlin_model::project::default_project;
 use dunlin_model::vm as model;
 use dunlin_model::vm::{SimSpec, VmSpec};
 
@@ -24,6 +25,7 @@ records!(VmSpec {
     restart,
     placement,
     sim,
+    project or default_project(),
 });
 
 choices!([default] Power { Stopped, Running, Paused });

@@ -133,7 +133,7 @@ impl Incoming {
     /// The same request to the service: its headers are the metadata, its extensions stay what they are.
     pub(super) fn request<T>(&mut self, message: T) -> Result<tonic::Request<T>, Invalid> {
         let metadata = MetadataMap::from_headers(self.headers.clone());
-        let mut request = tonic::Request::from_parts(metadata, std::mem::take(&mut self.extensions), message);
+        let mut request = tonic::Request::from_parts(metadata, self.extensions.clone(), message);
         if let Some(timeout) = self.timeout()? {
             request.set_timeout(timeout);
         }

@@ -7,7 +7,9 @@ use dunlin_model::event::Event;
 use dunlin_model::host::Host;
 use dunlin_model::image::Image;
 use dunlin_model::migration::Migration;
+use dunlin_model::project::Project;
 use dunlin_model::recommendation::Recommendation;
+use dunlin_model::rights::{ApiToken, Binding, Role, User};
 use dunlin_model::task::Task;
 use dunlin_model::vm::Vm;
 use dunlin_model::{ErrorCode, Kind};
@@ -147,6 +149,11 @@ fn object(kind: Kind, generator: &mut SchemaGenerator) -> Value {
         Kind::Task => generator.subschema_for::<Task>(),
         Kind::Event => generator.subschema_for::<Event>(),
         Kind::Recommendation => generator.subschema_for::<Recommendation>(),
+        Kind::User => generator.subschema_for::<User>(),
+        Kind::Role => generator.subschema_for::<Role>(),
+        Kind::Binding => generator.subschema_for::<Binding>(),
+        Kind::Project => generator.subschema_for::<Project>(),
+        Kind::ApiToken => generator.subschema_for::<ApiToken>(),
     };
     schema.into()
 }

@@ -141,6 +141,11 @@ pub(super) fn place(kind: Kind) -> &'static str {
         Kind::Task => "/v1/tasks",
         Kind::Event => "/v1/events",
         Kind::Recommendation => "/v1/recommendations",
+        Kind::User => "/v1/users",
+        Kind::Role => "/v1/roles",
+        Kind::Binding => "/v1/bindings",
+        Kind::Project => "/v1/projects",
+        Kind::ApiToken => "/v1/api-tokens",
     }
 }
 
@@ -199,7 +204,8 @@ fn of_kind(kind: Kind) -> Vec<Route> {
         let list = row(Method::GET, place, "list", summary, LIST, Takes::Nothing, objects::list);
         rows.push(Route { answers: Answers::List(kind), ..list });
     }
-    if let Kind::Vm | Kind::Image | Kind::Migration = kind {
+    let rights = matches!(kind, Kind::User | Kind::Role | Kind::Binding | Kind::Project);
+    if rights || matches!(kind, Kind::Vm | Kind::Image | Kind::Migration) {
         let create = row(
             Method::POST,
             place,
@@ -211,17 +217,17 @@ fn of_kind(kind: Kind) -> Vec<Route> {
         );
         rows.push(Route { status: 201, ..create });
     }
-    if let Kind::Vm | Kind::Host | Kind::Cluster = kind {
+    if rights || matches!(kind, Kind::Vm | Kind::Host | Kind::Cluster) {
         let summary =
             format!("Replace the labels and spec of a {noun}; If-Match or metadata.revision is needed");
         rows.push(row(Method::PUT, &one, "replace", summary, CHANGE, Takes::Object, objects::replace));
     }
-    if let Kind::Vm | Kind::Host | Kind::Cluster | Kind::Image = kind {
+    if rights || matches!(kind, Kind::Vm | Kind::Host | Kind::Cluster | Kind::Image) {
         let summary =
             format!("Change some fields of a {noun} (merge patch), or apply a document and own its fields");
         rows.push(row(Method::PATCH, &one, "patch", summary, PART, Takes::Part, objects::patch));
     }
-    if let Kind::Vm | Kind::Host | Kind::Image = kind {
+    if rights || matches!(kind, Kind::Vm | Kind::Host | Kind::Image | Kind::ApiToken) {
         rows.push(row(
             Method::DELETE,
             &one,

@@ -9,10 +9,11 @@ use dunlin_model::merge::{self, Fields, overlay};
 use dunlin_model::{Invalid, Kind, Name, Object, Revision};
 use dunlin_proto::{Fault, document, read, v1};
 use dunlin_state::owners::{Claim, Expected};
+use dunlin_state::rights::RightsSpec;
 use dunlin_state::{State, Write};
 use serde_json::{Value, json};
 
-use super::{create_image, create_vm, find, replaced};
+use super::{create_image, create_vm, find, made, replaced};
 use crate::mint;
 
 /// Who applies when nobody says.
@@ -142,9 +143,14 @@ fn anew(kind: Kind, name: &Name, said: &Value, state: &State) -> Result<Write, F
     match document::object(kind, &whole)? {
         Object::Vm(vm) => Ok(create_vm(vm)),
         Object::Image(image) => Ok(create_image(image)?),
+        Object::User(user) => Ok(made(user, RightsSpec::User)),
+        Object::Role(role) => Ok(made(role, RightsSpec::Role)),
+        Object::Binding(binding) => Ok(made(binding, RightsSpec::Binding)),
+        Object::Project(project) => Ok(made(project, RightsSpec::Project)),
         other => {
             let problem = format!("a {} is not made by a document", other.kind());
-            Err(Invalid::new("kind", problem, "Vm or Image").into())
+            let allowed = "Vm, Image, User, Role, Binding or Project";
+            Err(Invalid::new("kind", problem, allowed).into())
         }
     }
 }

@@ -9,7 +9,7 @@ use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Revision, Secret, VmI
 use super::{VmEvent, enter};
 use crate::command::NewVm;
 use crate::draft::{Draft, refuse_stale};
-use crate::{Rejected, State, migration};
+use crate::{Rejected, State, migration, quota};
 
 pub(crate) fn create(
     draft: &mut Draft,
@@ -20,6 +20,7 @@ pub(crate) fn create(
     spec: &VmSpec,
 ) -> Result<(), Rejected> {
     check_spec(draft.state, spec)?;
+    quota::admit(draft.state, None, spec)?;
     meta::validate_labels(labels)?;
     let metadata = draft.card::<Vm, _>(uid, uid.0, name, labels)?;
     if own_uid {
@@ -88,6 +89,7 @@ pub(crate) fn update(
     if spec != vm.spec {
         check_spec(draft.state, &spec)?;
         refuse_rebuild(&vm, &spec)?;
+        quota::admit(draft.state, Some(&vm), &spec)?;
     }
     let (power, before) = (spec.power, vm.spec.power);
     vm.metadata.labels.clone_from(labels);

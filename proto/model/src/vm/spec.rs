@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Disk, Nic, Placement, Vnc};
 use crate::capabilities::{Accel, DriverName};
 use crate::invalid::in_range;
+use crate::project::{default_project, is_default};
 use crate::{Invalid, Name, Secret};
 
 /// Fewest and most vCPUs of a VM; the upper end is q35's limit in QEMU 7.2.
@@ -23,6 +24,9 @@ pub const CMDLINE_MAX: usize = 2047;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
+    /// The project it belongs to.
+    #[serde(default = "default_project", skip_serializing_if = "is_default")]
+    pub project: Name,
     /// Should it run?
     #[serde(default)]
     pub power: Power,
@@ -78,6 +82,7 @@ impl VmSpec {
     #[must_use]
     pub fn new(mem_mib: u64) -> Self {
         Self {
+            project: default_project(),
             power: Power::default(),
             cpus: default_cpus(),
             mem_mib,
