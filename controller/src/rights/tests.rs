@@ -107,6 +107,7 @@ impl Site {
     }
 }
 
+#[track_caller]
 fn code<T>(answer: Result<T, Status>) -> (ErrorCode, String) {
     let Err(status) = answer else { panic!("it was allowed") };
     let fault = Fault::from_status(&status);
