@@ -36,7 +36,7 @@ fn every_code_survives_a_status_and_keeps_its_exit_status() {
         ("in_use", 5),
         ("no_capacity", 6),
         ("unauthenticated", 7),
-        ("forbidden", 13),
+        ("forbidden", 16),
         ("quota_exceeded", 14),
         ("too_many_attempts", 15),
         ("unsupported", 8),

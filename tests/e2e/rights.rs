@@ -88,9 +88,9 @@ fn users_quotas_and_the_audit_log() -> anyhow::Result<()> {
     ensure!(ok(&site, "eve", &["whoami"])?.contains("may viewer in the whole fleet"), "eve is a viewer");
 
     let create = ["vm", "create", "w1", "--driver", "test", "--project", "web"];
-    refused(&site, "eve", &create, 13, "the verb create on Vm in project web [forbidden] (correlation ")?;
-    refused(&site, "eve", &["audit", "list"], 13, "the verb audit on Cluster")?;
-    refused(&site, "eve", &["user", "passwd", "ada"], 13, "the verb update on User")?;
+    refused(&site, "eve", &create, 16, "the verb create on Vm in project web [forbidden] (correlation ")?;
+    refused(&site, "eve", &["audit", "list"], 16, "the verb audit on Cluster")?;
+    refused(&site, "eve", &["user", "passwd", "ada"], 16, "the verb update on User")?;
     ok(&site, "ada", &create)?;
     let more = ["vm", "create", "w2", "--driver", "test", "--project", "web"];
     refused(&site, "ada", &more, 14, "project web may have 1 vms, has 1, and would have 2 [quota_exceeded]")?;
@@ -109,7 +109,7 @@ fn users_quotas_and_the_audit_log() -> anyhow::Result<()> {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         Ok(Output { status: output.status.code().unwrap_or(-1), stdout: String::new(), stderr })
     };
-    ensure!(with_token(&["vm", "delete", "w1"])?.status == 13, "it may not delete");
+    ensure!(with_token(&["vm", "delete", "w1"])?.status == 16, "it may not delete");
     ok(&site, "ada", &["api-token", "delete", "ci"])?;
     ensure!(with_token(&["vm", "list"])?.status == 7, "it was revoked");
     ok(&site, "ada", &["user", "disable", "eve"])?;

@@ -7,7 +7,7 @@ use dunlin_model::rights::Verb;
 use dunlin_model::selector::{FieldSelector, LabelSelector};
 use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Object, Revision};
 use dunlin_proto::{Fault, read, v1};
-use dunlin_state::rights::{Grants, Scope};
+use dunlin_state::rights::{Grants, widest};
 use dunlin_state::{Rejected, State};
 use prost::Message as _;
 use serde_json::Value;
@@ -97,7 +97,7 @@ pub(super) fn reader(
     let grants = rights::grants(node, caller, state)?;
     if !grants.sees_any(kind) {
         // Asked again for its words, and its line in the audit log.
-        rights::authorise(node, caller, state, (Verb::Read, kind, Scope::Anywhere), name)?;
+        rights::authorise(node, caller, state, (Verb::Read, kind, widest(kind)), name)?;
     }
     Ok(grants)
 }

@@ -71,7 +71,7 @@ pub(crate) fn allow(
     let asked: Asked<'_> = state.asked(write);
     let entry = Entry::of(caller, asked.main.verb.as_str());
     let project = asked.project().map(ToString::to_string);
-    let kind = asked.object.map_or(asked.main.kind, |object| object.kind());
+    let kind = asked.object.map_or(asked.main.kind, dunlin_model::Object::kind);
     let entry = entry.about(&kind.to_string(), &asked.name, project);
     let allowed: Result<(), Rejected> = asked.allow(granted, state);
     match allowed {

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use dunlin_model::vm::Power;
-use dunlin_model::{ErrorCode, Labels, Secret, Timestamp};
+use dunlin_model::{ErrorCode, Identity, Labels, Secret, Timestamp};
+use dunlin_pki::{Clock, Keyring, Ring};
 use dunlin_proto::{Fault, v1};
 use dunlin_state::Command;
 use dunlin_state::rights::{RightsSpec, RightsWrite};
@@ -13,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use v1::access_client::AccessClient;
 use v1::fleet_client::FleetClient;
+use v1::identities_client::IdentitiesClient;
 
 use crate::mint;
 use crate::testing::{Cluster, eventually, key, keyring, vm};
@@ -75,6 +77,11 @@ impl Site {
         InterceptedService::new(channel, show)
     }
 
+    /// Where the test's own calls come from: the system takes 127.0.0.1 for whatever is on the loopback.
+    fn address(&self) -> String {
+        "127.0.0.1".to_owned()
+    }
+
     fn fleet(&self, id: u64, token: &str) -> FleetClient<Line> {
         FleetClient::new(self.line(id, token))
     }
@@ -93,17 +100,21 @@ impl Site {
         self.fleet(id, token).create(request).await
     }
 
-    /// The outcomes of all lines with that verb and user, in order.
-    async fn outcomes(&self, token: &str, user: &str, verb: &str) -> Vec<String> {
+    /// All lines with that verb and user, in order.
+    async fn lines(&self, token: &str, user: &str, verb: &str) -> Vec<BTreeMap<String, serde_json::Value>> {
         let request = v1::ListAuditRequest { user: user.into(), verb: verb.into(), ..Default::default() };
         let told = self.access(1, token).list_audit(request).await.unwrap().into_inner();
         assert!(told.missing.is_empty());
-        let outcome = |line: &String| {
-            let line: BTreeMap<String, serde_json::Value> = serde_json::from_str(line).unwrap();
+        told.lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The outcomes of those, of calls that were told by which id they belong together.
+    async fn outcomes(&self, token: &str, user: &str, verb: &str) -> Vec<String> {
+        let outcome = |line: BTreeMap<String, serde_json::Value>| {
             assert_eq!(line["correlation"], "told-by-the-test");
             line["outcome"].as_str().unwrap().to_owned()
         };
-        told.lines.iter().map(outcome).collect()
+        self.lines(token, user, verb).await.into_iter().map(outcome).collect()
     }
 }
 
@@ -302,6 +313,60 @@ async fn logins_and_what_ends_them() {
     let root = site.login("root", "another-password").await.unwrap();
     site.access(1, &root).logout(v1::LogoutRequest {}).await.unwrap();
     assert_eq!(code(site.fleet(1, &root).list(all(v1::Kind::Vm)).await).0, ErrorCode::Unauthenticated);
+}
+
+/// What is refused before anybody looks at what is asked has its line too: certificates that do not hold, a join token shown
+/// again, and bodies that are too large, by gRPC and by REST. An admin's certificate keeps all its rights.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doors_refusals_have_their_lines() {
+    let site = Site::start(1).await;
+    let viv = site.login("viv", PASSWORD).await.unwrap();
+    let mut admin = site.cluster.client(1);
+    let token = admin.create_token(v1::CreateTokenRequest { ttl_s: 60, ..Default::default() }).await.unwrap();
+    let token: dunlin_pki::JoinToken = token.into_inner().token.parse().unwrap();
+    let joins = |name: &str| v1::JoinRequest {
+        token: token.secret.expose().to_owned(),
+        name: name.into(),
+        host_uid: mint::uuid().to_string(),
+        public_key: dunlin_pki::KeyPair::generate().unwrap().public().as_bytes().to_vec(),
+        ..Default::default()
+    };
+    let nobody = || IdentitiesClient::new(site.line(1, ""));
+    nobody().join(joins("h1")).await.unwrap();
+    assert_eq!(code(nobody().join(joins("h2")).await).0, ErrorCode::Unauthenticated);
+
+    let theirs = dunlin_pki::make(crate::clock::now()).unwrap();
+    let roots = keyring(&site.cluster.authority, None).ring();
+    let foreign = keyring(&theirs, Some((Identity::Admin("ada".parse().unwrap()), 9))).ring().shown;
+    let foreign = Keyring::new(Ring { shown: foreign, ..roots }, Clock::system()).unwrap();
+    let mut foreign = FleetClient::new(site.cluster.channel(1, &foreign));
+    let (refused, says) = code(foreign.list(all(v1::Kind::Vm)).await);
+    assert!(refused == ErrorCode::Unauthenticated && says.contains("authority"), "{says}");
+
+    let huge = v1::PatchRequest { name: "x".repeat(5 << 20), ..Default::default() };
+    let refused = site.fleet(1, &viv).patch(huge).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::OutOfRange);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let authority = reqwest::Certificate::from_pem(site.cluster.authority.certificate.as_bytes()).unwrap();
+    let http = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
+    let sent = http.post(format!("{}/v1/vms", site.cluster.endpoint(1))).bearer_auth(&viv);
+    let sent =
+        sent.header("content-type", "application/json").header("dunlin-correlation", "told-by-the-test");
+    let answer = sent.body(vec![b' '; 2 << 20]).send().await.unwrap();
+    assert_eq!(answer.status(), 413);
+    assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["code"], "too_large");
+
+    let root = site.login("root", PASSWORD).await.unwrap();
+    assert_eq!(site.outcomes(&root, "", "join").await, ["ok", "unauthenticated"]);
+    assert_eq!(site.outcomes(&root, "viv", "call").await, ["too_large"; 2]);
+    let refusals = site.lines(&root, "", "authenticate").await;
+    let [refusal] = &refusals[..] else { panic!("{refusals:?}") };
+    assert_eq!(
+        (&refusal["name"], &refusal["outcome"]),
+        (&"/dunlin.v1.Fleet/List".into(), &"unauthenticated".into())
+    );
+    let minted = site.lines(&root, "admin/test", "create").await;
+    assert_eq!((&minted[0]["via"], &minted[0]["from"]), (&"certificate".into(), &site.address().into()));
 }
 
 async fn eventually_refused(site: &Site, token: &str, says: &str) {

@@ -73,7 +73,7 @@ codes! {
     /// The token or certificate shown is unknown, used up, expired or revoked, or none was shown.
     Unauthenticated = "unauthenticated", http 401, grpc 16, exit 7, retry false;
     /// Who asks is known, and may not do this: the message says which verb on which kind is missing, and where.
-    Forbidden = "forbidden", http 403, grpc 7, exit 13, retry false;
+    Forbidden = "forbidden", http 403, grpc 7, exit 16, retry false;
     /// The project has no room for it left: the message says which bound.
     QuotaExceeded = "quota_exceeded", http 403, grpc 8, exit 14, retry false;
     /// Too many attempts; the message says when to try again.

@@ -26,6 +26,7 @@ use crate::{Rejected, State};
 pub use needs::{Asked, Need};
 pub use seed::BUILT_IN_ROLES;
 pub(crate) use seed::seed;
+pub use sight::widest;
 
 /// A user's write of what stands in `dunlin_model::rights` and `dunlin_model::project`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,7 +38,7 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn new(verb: Verb, kind: Kind, scope: Scope<'a>, name: impl ToString) -> Self {
+    fn new(verb: Verb, kind: Kind, scope: Scope<'a>, name: &dyn std::fmt::Display) -> Self {
         let main = Need { verb, kind, scope };
         Self { main, more: Vec::new(), name: name.to_string(), object: None, gives: Vec::new(), own: None }
     }
@@ -50,7 +50,7 @@ impl<'a> Asked<'a> {
                 Self { object: Some(object), ..asked }
             }
             // It is gone for good: `apply` will say so, and nothing can come to harm.
-            None => Self::new(verb, kind, Scope::Anywhere, uid),
+            None => Self::new(verb, kind, Scope::Anywhere, &uid),
         }
     }
 
@@ -131,7 +131,7 @@ impl State {
                     scope: Scope::Project(&vm.spec.project),
                 };
                 let main = vms.first().map_or(Scope::Fleet, |vm| Scope::Project(&vm.spec.project));
-                let asked = Asked::new(Verb::Create, Kind::Vm, main, format!("{} VMs", vms.len()));
+                let asked = Asked::new(Verb::Create, Kind::Vm, main, &format_args!("{} VMs", vms.len()));
                 Asked { more: vms.iter().skip(1).map(need).collect(), ..asked }
             }
             Write::UpdateVm { uid, spec, .. } => {
@@ -148,7 +148,7 @@ impl State {
             Write::DeleteImage { uid } => Asked::fleet(Verb::Delete, self, Kind::Image, uid.0),
             Write::UpdateImage { uid, .. } => Asked::fleet(Verb::Update, self, Kind::Image, uid.0),
             Write::Checked { write, .. } => self.asked(write),
-            Write::UpdateCluster { .. } => Asked::new(Verb::Update, Kind::Cluster, Scope::Fleet, ""),
+            Write::UpdateCluster { .. } => Asked::new(Verb::Update, Kind::Cluster, Scope::Fleet, &""),
             Write::CreateMigration { spec, .. } => Asked::about(Verb::Operate, self, Kind::Vm, spec.vm.0),
             Write::CancelMigration { uid } => self.cancel_migration(*uid),
             Write::CreateTask { spec, .. } => Asked::about(Verb::Operate, self, spec.kind, spec.uid),
@@ -168,7 +168,7 @@ impl State {
             }
             Write::CreateToken { role, .. } => {
                 let asked =
-                    Asked::new(Verb::Create, Kind::Host, Scope::Fleet, format!("join token of a {role}"));
+                    Asked::new(Verb::Create, Kind::Host, Scope::Fleet, &format_args!("join token of a {role}"));
                 match role {
                     Role::Host => asked,
                     // Whoever is one of these may do anything.

@@ -69,6 +69,15 @@ impl Grants {
     #[must_use]
     pub fn sees_any(&self, kind: Kind) -> bool {
         let mine = self.me.is_some() && matches!(kind, Kind::User | Kind::ApiToken);
-        mine || self.may(Verb::Read, kind, Scope::Anywhere)
+        mine || self.may(Verb::Read, kind, widest(kind))
+    }
+}
+
+/// Where somebody must at least be allowed to read, to see any object of that kind: some belong to no project.
+#[must_use]
+pub const fn widest(kind: Kind) -> Scope<'static> {
+    match kind {
+        Kind::Host | Kind::User | Kind::ApiToken => Scope::Fleet,
+        _ => Scope::Anywhere,
     }
 }
