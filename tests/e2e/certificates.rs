@@ -12,7 +12,7 @@ use crate::site::{Daemon, LIMIT, Site, free_addresses};
 
 /// Exit statuses of docs/errors.md.
 const UNAUTHENTICATED: i32 = 7;
-const FORBIDDEN: i32 = 13;
+const FORBIDDEN: i32 = 16;
 
 /// Three controllers that were founded with a bundle, and the folder in which people keep who they are.
 struct Founded {

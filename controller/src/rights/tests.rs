@@ -230,8 +230,8 @@ impl Site {
     }
 }
 
-/// A wrong password, an unknown user and a disabled one read alike; after enough of them even the right one has to wait. An
-/// expired, revoked or logged-out token is of no use, and a disabled user's session ends at once, an open watch too.
+/// A wrong password, an unknown user and a disabled one read alike; after enough of them even the right one has to wait. A
+/// disabled user's session ends at once, an open watch too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_and_what_ends_them() {
     let site = Site::start(1).await;
@@ -278,7 +278,13 @@ async fn logins_and_what_ends_them() {
             Err(status) => break assert_eq!(Fault::from_status(&status).code, ErrorCode::Unauthenticated),
         }
     }
+}
 
+/// A token that has expired, was revoked, or whose user has another password or has logged out, is of no use at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_end() {
+    let site = Site::start(1).await;
+    let root = site.login("root", PASSWORD).await.unwrap();
     let short = v1::CreateApiTokenRequest {
         name: "short".into(),
         user: "root".into(),

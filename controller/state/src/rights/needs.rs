@@ -167,8 +167,12 @@ impl State {
                 Asked::by_way_of(self, Kind::Recommendation, uid.0, vm)
             }
             Write::CreateToken { role, .. } => {
-                let asked =
-                    Asked::new(Verb::Create, Kind::Host, Scope::Fleet, &format_args!("join token of a {role}"));
+                let asked = Asked::new(
+                    Verb::Create,
+                    Kind::Host,
+                    Scope::Fleet,
+                    &format_args!("join token of a {role}"),
+                );
                 match role {
                     Role::Host => asked,
                     // Whoever is one of these may do anything.
