@@ -33,6 +33,8 @@ pub(crate) const LOCAL_ADMIN: &str = "local-socket";
 const GRPC: &str = "/dunlin.v1.";
 /// Where the REST API is. What is beside it (health, the API's description, pages) everybody may read.
 const REST: &str = "/v1/";
+/// What helps whoever shows nothing.
+const LOG_IN: &str = ", nor a token: log in first (`dunlin login USER`)";
 /// What nobody in particular may call: there the token or the password is the proof.
 const OPEN: &[&str] = &["/dunlin.v1.Identities/Join", "/dunlin.v1.Access/Login"];
 /// What anybody with a certificate may call.
@@ -144,7 +146,10 @@ fn allowed(path: &str, who: Result<&Peer, Refusal>, token: bool) -> Result<(), F
     if who.is_err() && token && !path.starts_with(AGENT_GATE) && !EVERYBODYS.contains(&path) {
         return Ok(());
     }
-    let peer = who.map_err(|refusal| Fault::new(ErrorCode::Unauthenticated, refusal.to_string()))?;
+    let peer = who.map_err(|refusal| {
+        let way = if matches!(refusal, Refusal::Missing) { LOG_IN } else { "" };
+        Fault::new(ErrorCode::Unauthenticated, format!("{refusal}{way}"))
+    })?;
     let may = EVERYBODYS.contains(&path)
         || match peer.identity.role() {
             Role::Host => AGENTS.contains(&path),
