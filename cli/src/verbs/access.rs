@@ -29,7 +29,7 @@ pub(crate) struct LoginArgs {
     authority: Option<String>,
     /// Context to make
     #[arg(long = "as", value_name = "CONTEXT", default_value = "default", requires = "controllers")]
-    context: String,
+    save_as: String,
 }
 
 /// Trades a password for a session, which is kept in the context file.
@@ -44,21 +44,21 @@ pub(crate) async fn login(session: &Session, args: LoginArgs) -> Result<(), Fail
 
 /// The same at controllers of which only the fingerprint of their authority is known; makes a context.
 pub(crate) async fn login_at(args: LoginArgs, path: &Path) -> Result<(), Failure> {
-    check_name(&args.context)?;
+    check_name(&args.save_as)?;
     let trust = Trust::Pinned(args.authority.unwrap_or_default());
     let ring = Ring { shown: None, trust, beside: Vec::new() };
     let fleet = Fleet::new(&args.controllers, Some(&Keyring::new(ring, Clock::system())?))?;
     let begun = begin(&fleet, &args.user).await?;
     // Whoever had a context of this name was somebody else.
-    let files = Files::of(path, &args.context);
+    let files = Files::of(path, &args.save_as);
     files.remove();
     files.believe(&begun.authorities)?;
     let mut contexts = Contexts::read(path)?;
-    contexts.set(&args.context, begun.controllers.clone());
+    contexts.set(&args.save_as, begun.controllers.clone());
     let (token, until) = (Secret::new(begun.token), Timestamp(begun.expires_ms));
-    contexts.log_in(Some(&args.context), &begun.controllers, &begun.user, token);
+    contexts.log_in(Some(&args.save_as), &begun.controllers, &begun.user, token);
     contexts.write(path)?;
-    output::line(&format!("logged in as {} until {until}, in the context {}", begun.user, args.context))
+    output::line(&format!("logged in as {} until {until}, in the context {}", begun.user, args.save_as))
 }
 
 async fn begin(fleet: &Fleet, user: &str) -> Result<v1::Session, Failure> {
