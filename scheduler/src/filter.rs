@@ -170,6 +170,8 @@ pub const STATE: &[Filter] = &[host_up, awake, not_cordoned];
 pub const CLASS: &[Filter] = &[has_facts, taints_tolerated];
 /// What is left.
 pub const FIT: &[Filter] = &[amounts_fit, named_fit, nodes_fit];
+/// Of those, what [`FIT`] says of a VM's nodes where the rest is known.
+pub(crate) const NODES: &[Filter] = &[nodes_fit];
 /// Other VMs.
 pub const TIES: &[Filter] = &[beside_its_own, apart_from_others, in_its_fault_domain];
 
@@ -198,6 +200,19 @@ pub(crate) fn class_takes(snapshot: &Snapshot, profile: ProfileIdx, host: HostId
 pub(crate) fn is_named(snapshot: &Snapshot, ties: &Ties) -> bool {
     let roles = [Role::Shunner, Role::Binder, Role::Keeper];
     ties.labels.iter().any(|label| roles.iter().any(|role| snapshot.presence().of(*role, *label).all() > 0))
+}
+
+/// Does a hard rule of its own that looks at whole racks keep it out of this one?
+pub(crate) fn rack_refused(snapshot: &Snapshot, request: &Request, rack: u32) -> bool {
+    let counts = |reason: Reason| !snapshot.policy.without.contains(&reason);
+    let at_rack = |want| hard(snapshot, request, want).filter(|rule| rule.level == Level::Rack);
+    let place = (Level::Rack, rack);
+    let apart = |rule: &Rule| others(snapshot, request.vm, Role::Carrier, rule, place).0 > 0;
+    let values = &snapshot.ties(request.ties).values;
+    let mixed =
+        |rule: &Rule| is_mixed(snapshot, request, place, Role::Carrier, rule, own_value(values, rule));
+    at_rack(Want::Apart).any(apart) && counts(Reason::ApartFrom)
+        || at_rack(Want::OtherValuesApart).any(mixed) && counts(Reason::FaultDomain)
 }
 
 /// Everything that refuses the host, each thing once: what would all have to change.
@@ -311,10 +326,11 @@ fn nodes_fit(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Re
 #[must_use]
 pub fn choose_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> Option<NodeSet> {
     let profile = snapshot.profile(profile);
+    let Some(count) = profile.node_count() else { return Some(NodeSet::default()) };
     let free = &snapshot.room(host).nodes_free;
-    let Some(count) = profile.node_count().filter(|_| !free.is_empty()) else {
+    if free.is_empty() {
         return Some(NodeSet::default());
-    };
+    }
     let part = profile.node_part(count);
     let mut fitting = [(0_u64, 0_u64, 0_usize); NODES_MAX];
     let mut found = 0;
@@ -341,6 +357,9 @@ pub(crate) fn others(
     let count = snapshot.presence().of(role, rule.label);
     let mut sums = (count.at(place), count.all());
     let Some(row) = me.map(|vm| snapshot.vm(vm)) else { return sums };
+    if row.at.is_none() && row.held.is_none() {
+        return sums;
+    }
     let ties = snapshot.ties(row.ties);
     let mine = roles(ties).filter(|(mine, label, level)| {
         *mine == role && *label == rule.label && level.is_none_or(|level| level == place.0)
@@ -421,14 +440,25 @@ fn apart_from_others(snapshot: &Snapshot, request: &Request, host: HostIdx) -> O
     (own || shunned()).then_some(Reason::ApartFrom)
 }
 
+/// Are VMs there that the rule speaks of, of another value than its own?
+fn is_mixed(
+    snapshot: &Snapshot,
+    request: &Request,
+    place: Place,
+    role: Role,
+    rule: &Rule,
+    own: Option<LabelIdx>,
+) -> bool {
+    let (any, _) = others(snapshot, request.vm, role, rule, place);
+    let same =
+        || own.map_or(0, |own| others(snapshot, request.vm, role, &Rule { label: own, ..*rule }, place).0);
+    any > 0 && any > same()
+}
+
 fn in_its_fault_domain(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Option<Reason> {
     let ties = snapshot.ties(request.ties);
-    let mixed = |role: Role, rule: &Rule, own: Option<LabelIdx>| {
-        let place = snapshot.place(rule.level, host);
-        let (any, _) = others(snapshot, request.vm, role, rule, place);
-        let same =
-            own.map_or(0, |own| others(snapshot, request.vm, role, &Rule { label: own, ..*rule }, place).0);
-        any > same
+    let mixed = |role, rule: &Rule, own| {
+        is_mixed(snapshot, request, snapshot.place(rule.level, host), role, rule, own)
     };
     let own = hard(snapshot, request, Want::OtherValuesApart)
         .any(|rule| mixed(Role::Carrier, rule, own_value(&ties.values, rule)));

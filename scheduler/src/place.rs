@@ -4,7 +4,8 @@
 //! snapshot costs one evaluation per profile, when that profile is next asked for. What depends on other VMs (ties) is
 //! asked of the few hosts that are looked at. Refuses to change the snapshot.
 //!
-//! Profiles that ask for the same room share that (`Snapshot::shapes`); their facts are asked per class of hosts (the sieve).
+//! Profiles that ask for the same room share that (`Snapshot::shapes`); what they ask of facts is a bit for each host (the
+//! sieve), shared by those that ask the same.
 //!
 //! ```text
 //! place(request)
@@ -15,16 +16,15 @@
 //! ```
 
 mod best;
+mod field;
 mod sieve;
 mod standing;
 
-use std::collections::BTreeMap;
-
 use crate::decision::{Decision, Refusal, place as ask_all, scored};
-use crate::filter::{ASKED, FIT, Reason, TIES, refuse, refuse_by};
+use crate::filter::{ASKED, NODES, Reason, TIES, rack_refused, refuse, refuse_by};
 use crate::request::Request;
-use crate::score::{passing, passing_rest_max, seat, standing as standing_of};
-use crate::snapshot::{HostIdx, Level, Place, ProfileIdx, Role, Seat, Snapshot, Want};
+use crate::score::{passing, passing_in_rack, passing_rest_max, seat, standing as standing_of};
+use crate::snapshot::{GateIdx, HostIdx, Level, Place, ProfileIdx, Role, Seat, Snapshot, Want};
 use best::BestFirst;
 use sieve::Sieve;
 use standing::Standing;
@@ -35,17 +35,25 @@ const CELLS_MAX: usize = 16 << 20;
 /// Profiles kept however large the fleet is: fewer would be rebuilt at every turn of a small mix.
 const PROFILES_MIN: usize = 16;
 
-/// Profiles whose classes are kept: each is a byte for each class of hosts. Past that all are worked out anew.
-const SIEVES_MAX: usize = 4_096;
+/// Bits of all sieves together: 32 MiB. After so many new ones all are worked out anew.
+const SIEVE_BITS_MAX: usize = 1 << 28;
+
+/// Sieves kept however large the fleet is.
+const SIEVES_MIN: usize = 64;
 
 /// Finds the best host. Keeps what it has learnt of one snapshot; given another, it learns anew.
 #[derive(Clone, Debug, Default)]
 pub struct Placer {
-    /// By profile, and whether facts are left to sieves.
-    standings: BTreeMap<(ProfileIdx, bool), Standing>,
-    sieves: BTreeMap<ProfileIdx, Sieve>,
+    standings: Vec<Standing>,
+    /// By profile, then whether facts are left to sieves: one past the place in `standings`, 0 for none.
+    places: Vec<[u32; 2]>,
+    /// By gate.
+    sieves: Vec<Sieve>,
     clock: u64,
 }
+
+/// A profile, and whether facts are left to sieves.
+type Key = (ProfileIdx, bool);
 
 /// The best host of those that fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +110,8 @@ impl Placer {
         if found[0].is_none() || !request.pins.is_empty() {
             return ask_all(snapshot, request);
         }
-        self.follow(snapshot, (request.profile, false));
-        let standing = &self.standings[&(request.profile, false)];
+        let at = self.follow(snapshot, (request.profile, false));
+        let standing = &self.standings[at];
         let mut removed = standing.removed();
         for host in request.from.iter().chain(&request.closed) {
             let Some(reason) = refuse_by(ASKED, snapshot, request, *host) else { continue };
@@ -114,7 +122,7 @@ impl Placer {
         }
         removed.retain(|_, hosts| *hosts > 0);
         let out: u32 = removed.values().sum();
-        let all = u32::try_from(snapshot.hosts().count()).unwrap_or(u32::MAX);
+        let all = u32::try_from(snapshot.host_count()).unwrap_or(u32::MAX);
         let mut refused: Vec<Refusal> = removed
             .into_iter()
             .map(|(reason, hosts)| Refusal { reason, hosts, text: reason.to_string() })
@@ -129,45 +137,83 @@ impl Placer {
         if let Some(hosts) = few(snapshot, request) {
             return ask_each(snapshot, request, &hosts);
         }
-        if self.sieves.len() >= SIEVES_MAX {
-            self.sieves.clear();
-        }
-        let sieve = self.sieves.entry(request.profile).or_default();
-        sieve.follow(snapshot, request.profile);
-        let broad = sieve.is_broad();
+        let gate = snapshot.gate(request.profile);
+        self.sift(snapshot, request.profile, gate);
         // A shape that floats is shared where there is one; its own is quicker where all are tied to nodes.
         let [own, floating] = snapshot.shapes(request.profile);
-        let shape = if self.standings.contains_key(&(floating, true)) { floating } else { own };
+        let shape = if self.at((floating, true)).is_some() { floating } else { own };
+        let broad = self.sieves[gate.at()].is_broad();
         let key = (if broad { shape } else { request.profile }, broad);
-        self.follow(snapshot, key);
+        let at = self.follow(snapshot, key);
+        let (sieve, standing) = (&self.sieves[gate.at()], &mut self.standings[at]);
+        let view = standing.view(gate, sieve);
+        let first = standing.field.best(view);
         let search = Search {
             snapshot,
             request,
-            standing: &self.standings[&key],
-            sieve: &self.sieves[&request.profile],
+            view,
+            standing,
+            sieve,
             tied: !snapshot.ties(request.ties).is_empty(),
             floats: snapshot.profile(key.0).numa != snapshot.profile(request.profile).numa,
             special: spoken_for(snapshot, request),
+            first,
+            opened: Vec::new(),
         };
-        search.run(wanted)
+        let (podium, opened) = search.run(wanted);
+        for rack in opened {
+            standing.tighten(snapshot, rack);
+        }
+        podium
+    }
+
+    fn at(&self, (profile, shared): Key) -> Option<usize> {
+        let place = self.places.get(profile.at()).map_or(0, |places| places[usize::from(shared)]);
+        (place as usize).checked_sub(1)
+    }
+
+    fn put_at(&mut self, (profile, shared): Key, at: Option<usize>) {
+        if self.places.len() <= profile.at() {
+            self.places.resize(profile.at() + 1, [0; 2]);
+        }
+        let place = at.map_or(0, |at| u32::try_from(at + 1).unwrap_or(u32::MAX));
+        self.places[profile.at()][usize::from(shared)] = place;
+    }
+
+    /// Brings up to now which hosts a gate lets through.
+    fn sift(&mut self, snapshot: &Snapshot, profile: ProfileIdx, gate: GateIdx) {
+        if self.sieves.len() <= gate.at() {
+            let sieves_max = (SIEVE_BITS_MAX / snapshot.host_slots().max(1)).max(SIEVES_MIN);
+            if gate.at().is_multiple_of(sieves_max) {
+                self.sieves.iter_mut().for_each(|sieve| *sieve = Sieve::default());
+            }
+            self.sieves.resize_with(gate.at() + 1, Sieve::default);
+        }
+        self.sieves[gate.at()].follow(snapshot, profile);
     }
 
     /// Brings what every host is worth to a profile up to now.
-    fn follow(&mut self, snapshot: &Snapshot, key: (ProfileIdx, bool)) {
+    fn follow(&mut self, snapshot: &Snapshot, key: Key) -> usize {
         self.clock += 1;
-        if !self.standings.contains_key(&key) {
+        let at = self.at(key).unwrap_or_else(|| {
             self.forget(snapshot.host_slots());
-        }
-        let standing = self.standings.entry(key).or_insert_with(|| Standing::new(key.0, key.1));
-        standing.catch_up(snapshot, self.clock);
+            self.standings.push(Standing::new(key.0, key.1));
+            self.put_at(key, Some(self.standings.len() - 1));
+            self.standings.len() - 1
+        });
+        self.standings[at].catch_up(snapshot, self.clock);
+        at
     }
 
     fn forget(&mut self, slots: usize) {
         let room = (CELLS_MAX / slots.max(1)).max(PROFILES_MIN);
         while self.standings.len() >= room {
-            let oldest = self.standings.values().min_by_key(|standing| standing.used()).map(Standing::key);
-            if let Some(oldest) = oldest {
-                self.standings.remove(&oldest);
+            let by_use = |at: &usize| self.standings[*at].used();
+            let Some(oldest) = (0..self.standings.len()).min_by_key(by_use) else { return };
+            let gone = self.standings.swap_remove(oldest).key();
+            self.put_at(gone, None);
+            if let Some(moved) = self.standings.get(oldest).map(Standing::key) {
+                self.put_at(moved, Some(oldest));
             }
         }
     }
@@ -225,18 +271,23 @@ struct Search<'a> {
     snapshot: &'a Snapshot,
     request: &'a Request,
     standing: &'a Standing,
+    /// Of those that pass the sieve.
+    view: usize,
     sieve: &'a Sieve,
     tied: bool,
     /// Its nodes are not in the standing.
     floats: bool,
     special: Vec<Place>,
+    first: Option<(u64, HostIdx)>,
+    /// Racks that were looked into.
+    opened: Vec<u32>,
 }
 
 impl Search<'_> {
     fn allowed(&self, host: HostIdx) -> bool {
-        self.sieve.passes(self.snapshot.host(host).class)
+        self.sieve.passes(host)
             && refuse_by(ASKED, self.snapshot, self.request, host).is_none()
-            && (!self.floats || refuse_by(FIT, self.snapshot, self.request, host).is_none())
+            && (!self.floats || refuse_by(NODES, self.snapshot, self.request, host).is_none())
             && (!self.tied || refuse_by(TIES, self.snapshot, self.request, host).is_none())
     }
 
@@ -245,34 +296,36 @@ impl Search<'_> {
         !self.special.is_empty() && (in_place(Level::Host) || in_place(Level::Rack))
     }
 
-    fn run(&self, wanted: usize) -> Podium {
-        let (snapshot, request) = (self.snapshot, self.request);
+    fn run(mut self, wanted: usize) -> (Podium, Vec<u32>) {
         let mut podium = Podium::default();
-        let plain = !self.tied && request.from.is_none() && request.closed.is_empty();
-        let first = self.standing.best();
-        if plain && wanted == 1 && first.is_none_or(|(_, host)| self.allowed(host)) {
-            podium.0[0] = first;
-            return podium;
+        let plain = !self.tied && self.request.from.is_none() && self.request.closed.is_empty();
+        if plain && wanted == 1 && self.first.is_none_or(|(_, host)| self.allowed(host)) {
+            podium.0[0] = self.first;
+            return (podium, self.opened);
         }
-        self.special.iter().for_each(|place| self.enter_place(*place, wanted, &mut podium));
-        let rest_max = passing_rest_max(snapshot, request);
-        let Some((top, first)) = first else { return podium };
+        self.enter_special(wanted, &mut podium);
+        self.enter_others(wanted, &mut podium);
+        (podium, self.opened)
+    }
+
+    fn enter_others(&self, wanted: usize, podium: &mut Podium) {
+        let rest_max = passing_rest_max(self.snapshot, self.request);
+        let Some((top, first)) = self.first else { return };
         if podium.bar(wanted).is_some_and(|(bar, _)| top + rest_max < bar) {
-            return podium;
+            return;
         }
         // Mostly the very first of the rest decides; only when it does not is their order worked out.
         let decides = || !self.is_special(first) && self.allowed(first);
-        if wanted == 1 && decides() && passing(snapshot, request, first) == rest_max {
+        if wanted == 1 && decides() && passing(self.snapshot, self.request, first) == rest_max {
             podium.enter(top + rest_max, first);
-            return podium;
+            return;
         }
-        self.enter_rest(rest_max, wanted, &mut podium);
-        podium
+        self.enter_rest(rest_max, wanted, podium);
     }
 
     /// Enters those no soft rule singles out, best standing first, until no later one can matter.
     fn enter_rest(&self, rest_max: u64, wanted: usize, podium: &mut Podium) {
-        for (score, host) in BestFirst::new(self.standing) {
+        for (score, host) in BestFirst::new(&self.standing.field, self.view) {
             if podium.bar(wanted).is_some_and(|(bar, _)| score + rest_max < bar) {
                 break;
             }
@@ -288,26 +341,50 @@ impl Search<'_> {
         }
     }
 
-    /// Enters the hosts of a place. Where all of them have the same wishes met, only its best.
-    fn enter_place(&self, (level, place): Place, wanted: usize, podium: &mut Podium) {
+    /// Enters the hosts of the places that soft rules single out. Where all hosts of a rack have the same wishes met, racks
+    /// are opened best first, until no later one can matter.
+    fn enter_special(&mut self, wanted: usize, podium: &mut Podium) {
         let (snapshot, request) = (self.snapshot, self.request);
-        let members = snapshot.members(level, place);
         let mut soft = snapshot.ties(request.ties).rules.iter().filter(|rule| !rule.is_hard());
-        let alike =
-            level == Level::Rack && request.from.is_none() && soft.all(|rule| rule.level == Level::Rack);
-        let Some(first) = members.first().filter(|_| alike) else {
-            for host in members {
-                if let Some(score) = self.standing.score(*host).filter(|_| self.allowed(*host)) {
-                    podium.enter(score + passing(snapshot, request, *host), *host);
+        if request.from.is_some() || soft.any(|rule| rule.level != Level::Rack) {
+            for (level, place) in &self.special {
+                for host in snapshot.members(*level, *place) {
+                    if let Some(score) = self.standing.score(*host).filter(|_| self.allowed(*host)) {
+                        podium.enter(score + passing(snapshot, request, *host), *host);
+                    }
                 }
             }
             return;
+        }
+        let bound = |rack: u32| {
+            let best = self.standing.bound_in_rack(rack)?;
+            (!rack_refused(snapshot, request, rack)).then(|| {
+                let extra = passing_in_rack(snapshot, request, rack);
+                (best + extra, extra, rack)
+            })
         };
-        let extra = passing(snapshot, request, *first);
+        let mut racks: Vec<(u64, u64, u32)> =
+            self.special.iter().filter_map(|(_, rack)| bound(*rack)).collect();
+        racks.sort_unstable_by_key(|(bound, _, rack)| (std::cmp::Reverse(*bound), *rack));
+        for (bound, extra, rack) in racks {
+            if podium.bar(wanted).is_some_and(|(bar, _)| bound < bar) {
+                return;
+            }
+            self.opened.push(rack);
+            self.enter_rack(rack, extra, wanted, podium);
+        }
+    }
+
+    /// Enters the best hosts of a rack, all of which have the same wishes met.
+    fn enter_rack(&self, rack: u32, extra: u64, wanted: usize, podium: &mut Podium) {
+        let span = self.snapshot.rack_span(rack);
+        let members = if span.is_some() { &[] } else { self.snapshot.members(Level::Rack, rack) };
         let order = |(score, host): (u64, HostIdx)| (score, std::cmp::Reverse(host));
         let mut last = None;
-        for _ in 0..members.len() {
-            let scored = members.iter().filter_map(|host| Some((self.standing.score(*host)?, *host)));
+        loop {
+            let side_by_side = span.clone().into_iter().flatten().map(HostIdx::of);
+            let open = side_by_side.chain(members.iter().copied()).filter(|host| self.sieve.passes(*host));
+            let scored = open.filter_map(|host| Some((self.standing.score(host)?, host)));
             let after = scored.filter(|next| last.is_none_or(|last| order(*next) < order(last)));
             let Some(next) = after.max_by_key(|next| order(*next)) else { return };
             let lost = |bar: (u64, HostIdx)| order((next.0 + extra, next.1)) < order(bar);

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::filter::choose_nodes;
 use crate::policy::{Policy, Term};
 use crate::request::Request;
-use crate::snapshot::{HostIdx, Level, Profile, ProfileIdx, Role, Seat, Snapshot, Want};
+use crate::snapshot::{
+    Amounts, HostIdx, Level, Place, Profile, ProfileIdx, Role, Seat, Site, Snapshot, Want,
+};
 
 /// The best of one term.
 pub const TERM_MAX: u64 = 1_000;
@@ -43,6 +45,8 @@ const STANDING: [Term; 10] = [
 pub struct Weights {
     standing: [u64; STANDING.len()],
     prefers: u64,
+    affinity: u64,
+    near_source: u64,
 }
 
 impl Weights {
@@ -66,6 +70,8 @@ impl From<&Policy> for Weights {
         Self {
             standing: STANDING.map(|term| policy.weight(term).into()),
             prefers: policy.weight(Term::Prefers).into(),
+            affinity: policy.weight(Term::Affinity).into(),
+            near_source: policy.weight(Term::NearSource).into(),
         }
     }
 }
@@ -73,25 +79,44 @@ impl From<&Policy> for Weights {
 /// Everything about a host that depends on the profile and the host alone. The host must fit.
 #[must_use]
 pub fn standing(snapshot: &Snapshot, weights: &Weights, profile: ProfileIdx, host: HostIdx) -> u64 {
+    standing_at(snapshot, weights, profile, host, &snapshot.site(host))
+}
+
+/// The same where the site of the host is at hand: most policies then read nothing else of it.
+#[must_use]
+pub fn standing_at(
+    snapshot: &Snapshot,
+    weights: &Weights,
+    profile: ProfileIdx,
+    host: HostIdx,
+    site: &Site,
+) -> u64 {
     let shape = snapshot.profile(profile);
     let counted = STANDING.iter().zip(weights.standing).filter(|(_, weight)| *weight > 0);
     let sum: u64 =
-        counted.map(|(term, weight)| weight * term_of(snapshot, *term, profile, shape, host)).sum();
+        counted.map(|(term, weight)| weight * term_of(snapshot, *term, profile, shape, (host, site))).sum();
     if weights.prefers == 0 || shape.prefers.is_empty() {
         return sum;
     }
     sum + weights.prefers * prefers(snapshot, shape, host)
 }
 
-fn term_of(snapshot: &Snapshot, term: Term, profile: ProfileIdx, shape: &Profile, host: HostIdx) -> u64 {
+fn term_of(
+    snapshot: &Snapshot,
+    term: Term,
+    profile: ProfileIdx,
+    shape: &Profile,
+    (host, site): (HostIdx, &Site),
+) -> u64 {
+    let left = || site.free.minus(shape.amounts);
     match term {
-        Term::Spread => left_free(snapshot, shape, host),
-        Term::Pack => tight(snapshot, shape, host),
-        Term::PowerSaving => TERM_MAX * u64::from(!snapshot.room(host).vms.is_empty()),
+        Term::Spread => left_free(left(), site.total),
+        Term::Pack => snapshot.worths().tight(left(), site.total),
+        Term::PowerSaving => TERM_MAX * u64::from(site.busy),
         Term::Load => idle(snapshot, host),
-        Term::Slots => snapshot.worths().slots_kept(shape.amounts, snapshot.room(host).free),
-        Term::Snug => snug(snapshot, shape, host),
-        Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, snapshot.room(host).free),
+        Term::Slots => snapshot.worths().slots_kept(shape.amounts, site.free),
+        Term::Snug => snapshot.worths().snug(left(), site.total),
+        Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, site.free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
         Term::RoomToGrow if shape.grows => room_to_grow(snapshot, shape, host),
         Term::RoomToGrow => 0,
@@ -106,22 +131,8 @@ fn share(part: u64, whole: u64) -> u64 {
 }
 
 /// Thousandths of CPU and memory left free once the VM is there, on average.
-fn left_free(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
-    let total = snapshot.host(host).total;
-    let left = snapshot.room(host).free.minus(shape.amounts);
+fn left_free(left: Amounts, total: Amounts) -> u64 {
     u64::midpoint(share(left.cpu_milli, total.cpu_milli), share(left.mem_mib, total.mem_mib))
-}
-
-/// How little is left once the VM is there; what the largest VMs take most of counts most.
-fn snug(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
-    let left = snapshot.room(host).free.minus(shape.amounts);
-    snapshot.worths().snug(left, snapshot.host(host).total)
-}
-
-/// How little is left once the VM is there; what the fleet has least of counts most.
-fn tight(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
-    let left = snapshot.room(host).free.minus(shape.amounts);
-    snapshot.worths().tight(left, snapshot.host(host).total)
 }
 
 /// Thousandths of the real CPU that were idle when last measured; half when nothing was.
@@ -180,9 +191,9 @@ fn prefers(snapshot: &Snapshot, shape: &Profile, host: HostIdx) -> u64 {
 /// What depends on the request and on other VMs: soft rules, and how far it has to move.
 #[must_use]
 pub fn passing(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
-    let weight = |term| u64::from(snapshot.policy.weight(term));
-    weight(Term::Affinity) * affinity(snapshot, request, host)
-        + weight(Term::NearSource) * near_source(snapshot, request, host)
+    let weights = snapshot.weights();
+    weights.affinity * affinity(snapshot, request, host)
+        + weights.near_source * near_source(snapshot, request, host)
 }
 
 /// Most that [`passing`] can give on a host that shares no host or rack with a VM a soft rule names, nor the rack of the
@@ -199,17 +210,25 @@ pub fn passing_rest_max(snapshot: &Snapshot, request: &Request) -> u64 {
         met += weight * u64::from(!lost);
     }
     let near = if request.from.is_some() { TERM_MAX / 2 } else { 0 };
-    let weight = |term| u64::from(snapshot.policy.weight(term));
-    weight(Term::Affinity) * share(met, all) + weight(Term::NearSource) * near
+    snapshot.weights().affinity * share(met, all) + snapshot.weights().near_source * near
+}
+
+/// What [`passing`] gives on every host of a rack, to a VM that comes from nowhere and whose soft rules look at racks.
+pub(crate) fn passing_in_rack(snapshot: &Snapshot, request: &Request, rack: u32) -> u64 {
+    snapshot.weights().affinity * affinity_at(snapshot, request, |level| (level, rack))
 }
 
 /// Soft rules that hold there, by weight. With none to judge by, 0.
 fn affinity(snapshot: &Snapshot, request: &Request, host: HostIdx) -> u64 {
+    affinity_at(snapshot, request, |level| snapshot.place(level, host))
+}
+
+fn affinity_at(snapshot: &Snapshot, request: &Request, place: impl Fn(Level) -> Place) -> u64 {
     let (mut met, mut all) = (0, 0);
     for rule in &snapshot.ties(request.ties).rules {
         let Some(weight) = rule.soft.map(u64::from) else { continue };
-        let place = snapshot.place(rule.level, host);
-        let (here, anywhere) = crate::filter::others(snapshot, request.vm, Role::Carrier, rule, place);
+        let (here, anywhere) =
+            crate::filter::others(snapshot, request.vm, Role::Carrier, rule, place(rule.level));
         let holds = match rule.want {
             Want::Together => here > 0 || anywhere == 0,
             Want::Apart | Want::OtherValuesApart => here == 0,
@@ -240,10 +259,11 @@ pub fn score(snapshot: &Snapshot, weights: &Weights, request: &Request, host: Ho
 #[must_use]
 pub fn terms(snapshot: &Snapshot, request: &Request, host: HostIdx) -> Vec<TermScore> {
     let shape = snapshot.profile(request.profile);
+    let site = snapshot.site(host);
     let value = |term| match term {
         Term::Affinity => affinity(snapshot, request, host),
         Term::NearSource => near_source(snapshot, request, host),
-        _ => term_of(snapshot, term, request.profile, shape, host),
+        _ => term_of(snapshot, term, request.profile, shape, (host, &site)),
     };
     let counted = snapshot.policy.weights.iter().filter(|(_, weight)| **weight > 0);
     let all = counted.map(|(term, weight)| TermScore { term: *term, value: value(*term), weight: *weight });

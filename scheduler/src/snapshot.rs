@@ -27,30 +27,32 @@ mod index;
 mod load;
 mod model;
 mod presence;
+mod sites;
 mod vm;
 mod wishes;
 
 pub use amounts::{Amounts, Kind};
-pub use change::Mark;
 pub use host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, NodeSet, Room};
 pub use index::{
-    ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, Interner, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx,
-    VmIdx,
+    ClassIdx, DomainIdx, FactIdx, GateIdx, HostIdx, ImageIdx, Interner, LabelIdx, ProfileIdx, ResourceIdx,
+    TiesIdx, VmIdx,
 };
 pub use load::Load;
 pub use model::demand;
 pub use presence::{Count, Place, Presence, Role};
 pub(crate) use presence::{own_value, roles};
-pub use vm::{Demand, Level, Need, Numa, Profile, Rule, RuleEntry, Seat, Ties, VmEntry, VmRow, Want};
+pub use sites::{Change, Mark, Site};
+pub use vm::{Demand, Gate, Level, Need, Numa, Profile, Rule, RuleEntry, Seat, Ties, VmEntry, VmRow, Want};
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use dunlin_model::{HostId, Name, VmId};
 
 use crate::policy::Policy;
 use crate::score::Weights;
 use crate::worth::Worths;
-use change::Changes;
+use sites::Changes;
 
 /// The fleet at one moment.
 #[derive(Clone, Debug, Default)]
@@ -78,12 +80,16 @@ pub struct Snapshot {
     weights: Weights,
     /// Counts the changes of the policy, and of what else every score depends on.
     rules: u64,
-    /// Counts the hosts that came, changed or went.
-    host_changes: u64,
+    /// Of the changes, those to what hosts are.
+    host_changes: Changes,
     largest: Amounts,
     in_use: InUse,
-    /// Hosts of each rack and zone, sorted.
-    members: BTreeMap<Place, Vec<HostIdx>>,
+    /// Hosts of each rack, then of each zone, sorted.
+    members: [Vec<Vec<HostIdx>>; 2],
+    /// For each rack: its first host and how many follow it without a gap; none when there are gaps.
+    spans: Vec<[u32; 2]>,
+    /// The rack and the zone of each host, close together: rules ask for them of one host after another.
+    places: Vec<[u32; 2]>,
     /// Every host index: what a host has for members is a slice of it.
     all: Vec<HostIdx>,
 }
@@ -108,6 +114,9 @@ struct Words {
     profiles: Interner<Profile>,
     /// For each profile: the one that asks for the same room and no facts; and the same, however it lies on NUMA nodes.
     shapes: Vec<[ProfileIdx; 2]>,
+    gates: Interner<Gate>,
+    /// For each profile.
+    gate_of: Vec<GateIdx>,
     ties: Interner<Ties>,
 }
 
@@ -155,10 +164,10 @@ impl Snapshot {
         self.rules
     }
 
-    /// Counts the hosts that came, changed or went.
+    /// What a profile asks of the facts and taints of any host. Many profiles share one.
     #[must_use]
-    pub const fn hosts_version(&self) -> u64 {
-        self.host_changes
+    pub fn gate(&self, profile: ProfileIdx) -> GateIdx {
+        self.words.gate_of[profile.at()]
     }
 
     /// The profile that asks for the same room and no facts: what hosts have left is worth the same to both. Then the same
@@ -175,7 +184,14 @@ impl Snapshot {
         if level == Level::Host {
             return self.all.get(place as usize).map_or(&[], std::slice::from_ref);
         }
-        self.members.get(&(level, place)).map_or(&[], Vec::as_slice)
+        self.members[usize::from(level == Level::Zone)].get(place as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// The hosts of a rack as a range of indexes, when no host of another rack lies between them.
+    #[must_use]
+    pub fn rack_span(&self, rack: u32) -> Option<Range<usize>> {
+        let [first, hosts] = *self.spans.get(rack as usize)?;
+        (hosts > 0).then(|| first as usize..(first + hosts) as usize)
     }
 
     /// Every host, in the order of index.
@@ -186,6 +202,12 @@ impl Snapshot {
     /// Every VM, in the order of index.
     pub fn vms(&self) -> impl Iterator<Item = (VmIdx, &VmRow)> {
         self.vms.iter().enumerate().filter_map(|(at, row)| Some((VmIdx::of(at), row.as_ref()?)))
+    }
+
+    /// How many hosts there are.
+    #[must_use]
+    pub fn host_count(&self) -> usize {
+        self.host_of.len()
     }
 
     /// One past the highest host index ever given: the length of a table by host.
@@ -317,13 +339,13 @@ impl Snapshot {
     /// The number of the host, rack or zone that a host stands in.
     #[must_use]
     pub fn place(&self, level: Level, host: HostIdx) -> Place {
-        let row = self.host(host);
+        let [rack, zone] = self.places[host.at()];
         (
             level,
             match level {
                 Level::Host => host.0,
-                Level::Rack => row.rack.0,
-                Level::Zone => row.zone.0,
+                Level::Rack => rack,
+                Level::Zone => zone,
             },
         )
     }

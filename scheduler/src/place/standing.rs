@@ -1,39 +1,33 @@
-//! What every host is worth to one profile: a flat array with the maxima of its blocks, so that the best host is found,
-//! and one host changed, by looking at a few cache lines whatever the size of the fleet.
-//!
-//! ```text
-//! tops    max of 64 blocks          100,000 hosts: 25
-//! blocks  max of 64 cells                       1,563
-//! cells   0 no host | 1..=63 refused, the reason | 64.. score + 64
-//! ```
+//! What every host is worth to one profile: a cell for each, which is 0 for no host, 1 to 63 for a reason, or 64 and the
+//! score. Follows the snapshot change by change.
 
 use std::collections::BTreeMap;
 
 use crate::filter::{CLASS, FIT, Reason, STATE, refuse_by};
 use crate::request::Request;
-use crate::score::{Weights, standing};
-use crate::snapshot::{HostIdx, Mark, ProfileIdx, Snapshot, TiesIdx};
+use crate::score::{Weights, standing_at};
+use crate::snapshot::{GateIdx, HostIdx, Level, Mark, ProfileIdx, Site, Snapshot, TiesIdx};
 
-/// Cells of a block and blocks of a top: 64 cells are four cache lines.
-pub(super) const FAN: usize = 64;
-
-/// Cells below this are refusals; every [`Reason`] has a number below it.
-pub(super) const FITS: u32 = 64;
+use super::field::{FAN, FITS, Field};
+use super::sieve::Sieve;
 
 /// Past so many changes for each cell in eight, building anew is cheaper than catching up.
-const CATCH_UP_SHARE: usize = 8;
+pub(super) const CATCH_UP_SHARE: usize = 8;
 
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     profile: ProfileIdx,
     shared: bool,
     mark: Option<Mark>,
+    /// Of the hosts.
+    hosts: Mark,
     rules: u64,
     worths: u64,
     used: u64,
-    pub(super) cells: Vec<u32>,
-    pub(super) blocks: Vec<u32>,
-    pub(super) tops: Vec<u32>,
+    slots: usize,
+    pub(super) field: Field,
+    /// By rack: at least the best cell there, of all.
+    racks: Vec<u32>,
     /// By class: what CLASS says of it; 0 not asked yet, 1 nothing against it, else the reason + 2.
     classes: Vec<u8>,
     refused: [u32; FITS as usize],
@@ -45,12 +39,13 @@ impl Standing {
             profile,
             shared,
             mark: None,
+            hosts: Mark::default(),
             rules: 0,
             worths: 0,
             used: 0,
-            cells: Vec::new(),
-            blocks: Vec::new(),
-            tops: Vec::new(),
+            slots: 0,
+            field: Field::default(),
+            racks: Vec::new(),
             classes: Vec::new(),
             refused: [0; FITS as usize],
         }
@@ -66,12 +61,12 @@ impl Standing {
 
     /// The score of a host that fits, ties apart.
     pub(super) fn score(&self, host: HostIdx) -> Option<u64> {
-        self.cells.get(host.at()).filter(|cell| **cell >= FITS).map(|cell| u64::from(cell - FITS))
+        self.field.get(host).checked_sub(FITS).map(u64::from)
     }
 
     /// Why a host does not fit.
     pub(super) fn reason(&self, host: HostIdx) -> Option<Reason> {
-        self.cells.get(host.at()).and_then(|cell| Reason::ALL.get((*cell as usize).checked_sub(1)?).copied())
+        Reason::ALL.get((self.field.get(host) as usize).checked_sub(1)?).copied()
     }
 
     /// Hosts removed by each filter.
@@ -80,12 +75,27 @@ impl Standing {
         counts.filter(|(_, hosts)| **hosts > 0).map(|(reason, hosts)| (*reason, *hosts)).collect()
     }
 
-    /// The best host of those that fit; the lowest index among equals.
-    pub(super) fn best(&self) -> Option<(u64, HostIdx)> {
-        let top = first_max(&self.tops)?;
-        let block = top * FAN + first_max(slice(&self.blocks, top))?;
-        let host = block * FAN + first_max(slice(&self.cells, block))?;
-        Some((u64::from(self.cells[host].checked_sub(FITS)?), HostIdx::of(host)))
+    /// At least the best score in a rack, of hosts that fit.
+    pub(super) fn bound_in_rack(&self, rack: u32) -> Option<u64> {
+        self.racks.get(rack as usize).and_then(|cell| cell.checked_sub(FITS)).map(u64::from)
+    }
+
+    /// Looks at a rack: its bound is then its best.
+    pub(super) fn tighten(&mut self, snapshot: &Snapshot, rack: u32) {
+        if snapshot.rack_span(rack).is_some() {
+            return;
+        }
+        let members = snapshot.members(Level::Rack, rack).iter();
+        let best = members.map(|host| self.field.get(*host)).max();
+        if let Some(bound) = self.racks.get_mut(rack as usize) {
+            *bound = best.unwrap_or(0);
+        }
+    }
+
+    /// The view of the hosts that pass a gate. Those of a standing that is not shared pass anyway.
+    pub(super) fn view(&mut self, gate: GateIdx, sieve: &Sieve) -> usize {
+        let bits = sieve.bits().filter(|_| self.shared);
+        self.field.view(bits.map(|bits| (gate, bits)), self.used)
     }
 
     /// Follows the snapshot to where it is now.
@@ -97,45 +107,60 @@ impl Standing {
         let changed = self.mark.filter(|_| same).and_then(|mark| snapshot.changed_since(mark));
         let slots = snapshot.host_slots();
         match changed {
-            Some(hosts) if hosts.len() <= slots / CATCH_UP_SHARE + FAN => {
+            Some(changes) if changes.len() <= slots / CATCH_UP_SHARE + FAN => {
                 self.grow(slots);
-                for host in hosts {
-                    self.refresh(snapshot, &weights, host);
+                let same_hosts = self.hosts == snapshot.hosts_mark();
+                for change in changes {
+                    // Hosts that have changed since are asked as they are now, all of them: classes are learnt from them.
+                    let now = (!same_hosts).then(|| snapshot.site(change.host));
+                    self.refresh(snapshot, &weights, change.host, now.as_ref().unwrap_or(&change.site));
                 }
             }
             _ => self.build(snapshot, &weights),
         }
         (self.mark, self.rules, self.worths) = (Some(snapshot.mark()), rules, worths);
+        self.hosts = snapshot.hosts_mark();
     }
 
     fn build(&mut self, snapshot: &Snapshot, weights: &Weights) {
-        self.cells.clear();
         self.classes.clear();
+        self.racks.clear();
         self.refused = [0; FITS as usize];
+        let mut cells = Vec::with_capacity(snapshot.host_slots());
         for host in (0..snapshot.host_slots()).map(HostIdx::of) {
-            let cell = self.evaluate(snapshot, weights, host);
+            let site = snapshot.site(host);
+            let cell = self.evaluate(snapshot, weights, host, &site);
             if cell < FITS {
                 self.refused[cell as usize] += 1;
             }
-            self.cells.push(cell);
+            cells.push(cell);
+            let rack = self.rack(site.rack);
+            *rack = cell.max(*rack);
         }
-        self.blocks = maxima(&self.cells);
-        self.tops = maxima(&self.blocks);
+        self.slots = cells.len();
+        self.field = Field::of(&cells);
+    }
+
+    fn rack(&mut self, rack: u32) -> &mut u32 {
+        let at = rack as usize;
+        if at >= self.racks.len() {
+            self.racks.resize(at + 1, 0);
+        }
+        &mut self.racks[at]
     }
 
     fn grow(&mut self, slots: usize) {
-        if slots > self.cells.len() {
-            let new = u32::try_from(slots - self.cells.len()).unwrap_or(u32::MAX);
+        if slots > self.slots {
+            let new = u32::try_from(slots - self.slots).unwrap_or(u32::MAX);
             self.refused[0] += new;
-            self.cells.resize(slots, 0);
-            self.blocks.resize(slots.div_ceil(FAN), 0);
-            self.tops.resize(self.blocks.len().div_ceil(FAN), 0);
+            self.slots = slots;
+            self.field.grow(slots);
         }
     }
 
-    fn refresh(&mut self, snapshot: &Snapshot, weights: &Weights, host: HostIdx) {
-        let new = self.evaluate(snapshot, weights, host);
-        let old = std::mem::replace(&mut self.cells[host.at()], new);
+    fn refresh(&mut self, snapshot: &Snapshot, weights: &Weights, host: HostIdx, site: &Site) {
+        let new = self.evaluate(snapshot, weights, host, site);
+        let old = self.field.set(host, new);
         if old == new {
             return;
         }
@@ -145,62 +170,53 @@ impl Standing {
         if new < FITS {
             self.refused[new as usize] += 1;
         }
-        let block = host.at() / FAN;
-        if raise(&mut self.blocks[block], slice(&self.cells, block), old, new) {
-            let (top, max) = (block / FAN, self.blocks[block]);
-            self.tops[top] = slice(&self.blocks, top).iter().copied().max().unwrap_or(max);
-        }
+        let bound = *self.rack(site.rack);
+        // What a rack lost is followed at once where its cells lie side by side, else when somebody looks there.
+        let now = match snapshot.rack_span(site.rack) {
+            Some(span) if old == bound && new < bound => {
+                span.map(|host| self.field.get(HostIdx::of(host))).max().unwrap_or(0)
+            }
+            _ => new.max(bound),
+        };
+        *self.rack(site.rack) = now;
     }
 
-    fn evaluate(&mut self, snapshot: &Snapshot, weights: &Weights, host: HostIdx) -> u32 {
-        let Some(row) = snapshot.get_host(host) else { return 0 };
+    /// What a host is worth, mostly by its site alone. Where VMs came and went since, what is read of the host itself may be
+    /// newer than the site: the last change of the host then mends what came of that.
+    fn evaluate(&mut self, snapshot: &Snapshot, weights: &Weights, host: HostIdx, site: &Site) -> u32 {
+        if !site.there {
+            return 0;
+        }
         // Pins and ties are not looked at here.
-        let request = Request::imagined(self.profile, TiesIdx(0));
+        let request = || Request::imagined(self.profile, TiesIdx(0));
         let number = |reason: Reason| reason as u32 + 1;
-        if let Some(reason) = refuse_by(STATE, snapshot, &request, host) {
+        if !site.open
+            && let Some(reason) = refuse_by(STATE, snapshot, &request(), host)
+        {
             return number(reason);
         }
-        if self.classes.len() <= row.class.at() {
-            self.classes.resize(snapshot.class_count(), 0);
+        // A standing that is shared leaves facts and taints to the sieves of those who share it.
+        if !self.shared {
+            if self.classes.len() <= site.class.at() {
+                self.classes.resize(snapshot.class_count(), 0);
+            }
+            if self.classes[site.class.at()] == 0 {
+                let no = refuse_by(CLASS, snapshot, &request(), host);
+                self.classes[site.class.at()] = no.map_or(1, |reason| reason as u8 + 2);
+            }
+            let known = self.classes[site.class.at()];
+            if known > 1 {
+                return u32::from(known) - 1;
+            }
         }
-        let known = &mut self.classes[row.class.at()];
-        if *known == 0 {
-            // A standing that is shared leaves facts and taints to the sieves of those who share it.
-            let no = if self.shared { None } else { refuse_by(CLASS, snapshot, &request, host) };
-            *known = no.map_or(1, |reason| reason as u8 + 2);
-        }
-        if *known > 1 {
-            return u32::from(*known) - 1;
-        }
-        if let Some(reason) = refuse_by(FIT, snapshot, &request, host) {
+        let shape = snapshot.profile(self.profile);
+        let simple = shape.named.is_empty() && shape.node_count().is_none();
+        if !(simple && shape.amounts.fits(&site.free))
+            && let Some(reason) = refuse_by(FIT, snapshot, &request(), host)
+        {
             return number(reason);
         }
-        let score = standing(snapshot, weights, self.profile, host);
+        let score = standing_at(snapshot, weights, self.profile, host, site);
         u32::try_from(score).unwrap_or(u32::MAX - FITS).saturating_add(FITS)
     }
-}
-
-/// Brings the maximum of a block up to date after one of its values went from `old` to `new`. Did it change?
-fn raise(max: &mut u32, values: &[u32], old: u32, new: u32) -> bool {
-    let before = *max;
-    if new >= before {
-        *max = new;
-    } else if old == before {
-        *max = values.iter().copied().max().unwrap_or(0);
-    }
-    *max != before
-}
-
-pub(super) fn slice(values: &[u32], block: usize) -> &[u32] {
-    &values[block * FAN..((block + 1) * FAN).min(values.len())]
-}
-
-fn maxima(values: &[u32]) -> Vec<u32> {
-    values.chunks(FAN).map(|chunk| chunk.iter().copied().max().unwrap_or(0)).collect()
-}
-
-/// Where the greatest value stands first. None when nothing there fits.
-fn first_max(values: &[u32]) -> Option<usize> {
-    let max = values.iter().copied().max().filter(|max| *max >= FITS)?;
-    values.iter().position(|value| *value == max)
 }

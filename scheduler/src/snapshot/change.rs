@@ -7,51 +7,17 @@ use dunlin_model::{Labels, Name};
 use super::amounts::Amounts;
 use super::host::{Fact, FactKind, HostClass, HostEntry, HostRow, HostState, NODES_MAX, Room};
 use super::index::{
-    ClassIdx, DomainIdx, FactIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx, VmIdx,
+    ClassIdx, DomainIdx, FactIdx, GateIdx, HostIdx, ImageIdx, LabelIdx, ProfileIdx, ResourceIdx, TiesIdx,
+    VmIdx,
 };
 use super::load::Load;
 use super::presence::own_value;
-use super::vm::{Demand, Level, Need, Numa, Profile, Rule, Seat, Ties, VmEntry, VmRow, Want};
+use super::sites::{Change, Mark, Site};
+use super::vm::{Demand, Gate, Level, Need, Numa, Profile, Rule, Seat, Ties, VmEntry, VmRow, Want};
 use super::{Place, Snapshot};
-
-/// Changes remembered: an index further behind is built anew, which then costs less than catching up.
-const CHANGES_MAX: usize = 1 << 16;
 
 /// How much a VM with fault domains is drawn to where its own domain is already, beside its other wishes.
 const THRIFT_WEIGHT: u16 = 50;
-
-/// A moment in the life of one snapshot. Equal marks mean equal snapshots, also of a clone that went its own way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
-    /// Deltas so far.
-    count: u64,
-    /// A digest of them.
-    digest: u64,
-}
-
-/// The last deltas: which host each touched, and the digest after it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Changes {
-    mark: Mark,
-    /// Of the delta that `kept` begins with.
-    first: u64,
-    kept: Vec<(HostIdx, u64)>,
-}
-
-impl Changes {
-    fn push(&mut self, host: HostIdx, what: u64) {
-        // FNV's prime spreads the low bits; the rotation brings the high ones back.
-        let mixed = (self.mark.digest ^ what ^ (u64::from(host.0) << 32))
-            .wrapping_mul(0x0100_0000_01b3)
-            .rotate_left(29);
-        self.mark = Mark { count: self.mark.count + 1, digest: mixed };
-        if self.kept.len() == 2 * CHANGES_MAX {
-            self.kept.drain(..CHANGES_MAX);
-            self.first += CHANGES_MAX as u64;
-        }
-        self.kept.push((host, mixed));
-    }
-}
 
 /// What a delta did, for the digest.
 #[derive(Clone, Copy)]
@@ -66,26 +32,47 @@ impl Snapshot {
     /// Where it stands.
     #[must_use]
     pub const fn mark(&self) -> Mark {
-        self.changes.mark
+        self.changes.mark()
     }
 
-    /// The hosts touched since that mark, some perhaps twice. None when too many were, or the mark is not of this
-    /// snapshot's past.
+    /// The hosts touched since that mark, in order, each with what it then was; some perhaps twice. None when too many
+    /// were, or the mark is not of this snapshot's past.
     #[must_use]
-    pub fn changed_since(&self, mark: Mark) -> Option<impl ExactSizeIterator<Item = HostIdx> + '_> {
-        let changes = &self.changes;
-        let behind = usize::try_from(changes.mark.count.checked_sub(mark.count)?).ok()?;
-        let from = changes.kept.len().checked_sub(behind)?;
-        let digest = match from.checked_sub(1) {
-            Some(before) => changes.kept[before].1,
-            None if changes.first == 0 => 0,
-            None => return None,
-        };
-        (digest == mark.digest).then(|| changes.kept[from..].iter().map(|(host, _)| *host))
+    pub fn changed_since(&self, mark: Mark) -> Option<&[Change]> {
+        self.changes.since(mark)
     }
 
+    /// Of the changes to what hosts are, whoever is on them.
+    #[must_use]
+    pub const fn hosts_mark(&self) -> Mark {
+        self.host_changes.mark()
+    }
+
+    /// As [`Snapshot::changed_since`], of the changes to what hosts are.
+    #[must_use]
+    pub fn hosts_changed_since(&self, mark: Mark) -> Option<&[Change]> {
+        self.host_changes.since(mark)
+    }
+
+    /// What a decision reads of a host.
+    #[must_use]
+    pub fn site(&self, host: HostIdx) -> Site {
+        let rack = self.places.get(host.at()).map_or(0, |[rack, _]| *rack);
+        let Some(row) = self.get_host(host) else { return Site { rack, ..Site::default() } };
+        let room = self.room(host);
+        let open = row.state == HostState::Up && !row.cordoned;
+        let busy = !room.vms.is_empty();
+        Site { free: room.free, total: row.total, class: row.class, rack, there: true, open, busy }
+    }
+
+    /// Comes last in a delta: it keeps what the host is then.
     fn touch(&mut self, host: HostIdx, what: What, whom: u32) {
-        self.changes.push(host, (what as u64) << 56 ^ u64::from(whom));
+        let site = self.site(host);
+        let digest = (what as u64) << 56 ^ u64::from(whom);
+        self.changes.push(host, digest, site);
+        if matches!(what, What::Host) {
+            self.host_changes.push(host, digest, site);
+        }
     }
 
     /// A new host. A uid that is there already is updated.
@@ -112,8 +99,11 @@ impl Snapshot {
         self.count_use(host, false);
         self.count_presence(host, &seated, -1);
         self.stand(host, false);
+        let before = self.places[host.at()];
         self.hosts[host.at()] = Some(HostRow { load, ..self.host_row(entry) });
         self.stand(host, true);
+        // What is known rack by rack is not followed across racks: a host hardly ever moves.
+        self.rules += u64::from(self.places[host.at()] != before);
         self.count_presence(host, &seated, 1);
         self.count_use(host, true);
         self.refresh(host);
@@ -139,15 +129,33 @@ impl Snapshot {
 
     /// Counts the host among those of its rack and zone, or no more.
     fn stand(&mut self, host: HostIdx, comes: bool) {
-        self.host_changes += 1;
-        for place in [Level::Rack, Level::Zone].map(|level| self.place(level, host)) {
-            let members = self.members.entry(place).or_default();
+        let row = self.host(host);
+        let places = [(Level::Rack, row.rack.0), (Level::Zone, row.zone.0)];
+        if self.places.len() <= host.at() {
+            self.places.resize(host.at() + 1, [0; 2]);
+        }
+        self.places[host.at()] = places.map(|(_, place)| place);
+        for (level, place) in places {
+            let of_level = &mut self.members[usize::from(level == Level::Zone)];
+            if of_level.len() <= place as usize {
+                of_level.resize_with(place as usize + 1, Vec::new);
+            }
+            let members = &mut of_level[place as usize];
             match (members.binary_search(&host), comes) {
                 (Err(at), true) => members.insert(at, host),
                 (Ok(at), false) => drop(members.remove(at)),
                 _ => {}
             }
         }
+        let rack = &self.members[0][places[0].1 as usize];
+        let span = match (rack.first(), rack.last()) {
+            (Some(first), Some(last)) if last.at() - first.at() + 1 == rack.len() => {
+                [first.0, last.0 - first.0 + 1]
+            }
+            _ => [0; 2],
+        };
+        self.spans.resize(self.members[0].len(), [0; 2]);
+        self.spans[places[0].1 as usize] = span;
     }
 
     /// Brings what is left of a host up to what it is.
@@ -492,6 +500,8 @@ impl Snapshot {
         let known = self.words.profiles.len();
         let number = ProfileIdx(self.words.profiles.intern(profile));
         if self.words.profiles.len() > known {
+            let gate = Gate { needs: profile.needs.clone(), tolerates: profile.tolerates.clone() };
+            self.words.gate_of.push(GateIdx(self.words.gates.intern(&gate)));
             self.words.shapes.push([number; 2]);
             let bare = Profile { needs: Vec::new(), tolerates: Vec::new(), ..profile.clone() };
             // How many more of a growing group fit depends on the nodes.

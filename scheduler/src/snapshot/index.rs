@@ -37,6 +37,8 @@ index! {
     VmIdx,
     /// What some VMs ask of a host, interned: equal demands share it.
     ProfileIdx,
+    /// The facts some profiles need and the taints they tolerate, interned.
+    GateIdx,
     /// Labels and rules some VMs share, interned.
     TiesIdx,
     /// What some hosts have in common, interned: equal facts and taints share it.

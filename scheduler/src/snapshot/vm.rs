@@ -30,6 +30,15 @@ pub struct Need {
     pub any_of: Vec<FactIdx>,
 }
 
+/// What a profile asks of facts and taints alone: the classes of hosts that let it in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gate {
+    /// Facts. Sorted by kind.
+    pub needs: Vec<Need>,
+    /// Taints tolerated. Sorted.
+    pub tolerates: Vec<FactIdx>,
+}
+
 /// What a VM asks of any host, whoever it is. Interned: VMs with equal demands share one, and so does their placement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Profile {
