@@ -1,12 +1,18 @@
 //! Make room: the cheapest set of moves found that lets a VM in which fits nowhere as things are.
 //!
-//! Looks at hosts where only room is short, those that lack least first; on each takes out the VMs that give most of what
-//! is short for what their move costs, to places that are free now, so that every move can start at once. Bounded in hosts
-//! and moves; the plan is the cheapest of those tried, not of all there are.
+//! Two searches, and the cheaper answer. The first looks at hosts where only room is short, those that lack least first; on
+//! each takes out the VMs that give most of what is short for what their move costs, to places that are free now, so that
+//! every move can start at once. The second looks for few moves, of which one makes way for the next (`chain`), and misses
+//! nothing within its bounds.
+
+mod chain;
 
 use serde::{Deserialize, Serialize};
 
-use crate::filter::{ASKED, CLASS, STATE, TIES, refuse, refuse_by};
+pub use chain::{CHAIN_MOVES_MAX, CHAIN_STEPS_MAX};
+use chain::{Chain, into_waves};
+
+use crate::filter::{ASKED, CLASS, Filter, STATE, TIES, refuse, refuse_by};
 use crate::place::Placer;
 use crate::request::Request;
 use crate::score::seat;
@@ -36,10 +42,10 @@ impl Default for Bounds {
     }
 }
 
-/// Moves that can all start at once, and the seat they make.
+/// Moves in waves, and the seat they make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomPlan {
-    /// In the order of their choice.
+    /// In an order in which each finds its place free.
     pub moves: Vec<RoomMove>,
     /// Where the VM then sits.
     pub seat: Seat,
@@ -56,6 +62,8 @@ pub struct RoomMove {
     pub from: Seat,
     /// Where it goes.
     pub to: Seat,
+    /// Moves of one wave start at once; a wave begins when the one before is done. From 1.
+    pub wave: u32,
 }
 
 /// What moving a VM sends, MiB: its memory, and the disks it takes along.
@@ -67,6 +75,11 @@ pub fn move_bytes_mib(snapshot: &Snapshot, vm: VmIdx) -> u64 {
     memory + amounts.huge_mib + row.local_disk_mib
 }
 
+/// What a move counts, MiB.
+fn move_cost_mib(snapshot: &Snapshot, vm: VmIdx, overhead_mib: u64) -> u64 {
+    (move_bytes_mib(snapshot, vm) + overhead_mib).max(1)
+}
+
 /// The cheapest plan found. The snapshot is as before afterwards. None when none was found within the bounds.
 pub fn make_room(
     snapshot: &mut Snapshot,
@@ -74,8 +87,44 @@ pub fn make_room(
     request: &Request,
     bounds: &Bounds,
 ) -> Option<RoomPlan> {
+    let best = at_once(snapshot, placer, request, bounds);
+    in_turn(snapshot, request, bounds, best.as_ref().map(|best| best.cost_mib)).or(best)
+}
+
+/// A plan of few moves, some of which wait for others, that costs less than this.
+fn in_turn(
+    snapshot: &mut Snapshot,
+    request: &Request,
+    bounds: &Bounds,
+    below_mib: Option<u64>,
+) -> Option<RoomPlan> {
+    let hosts = could_take(snapshot, request, &[ASKED, STATE, CLASS]);
+    let mut search = Chain {
+        snapshot,
+        request,
+        overhead_mib: bounds.overhead_mib,
+        moves_max: bounds.moves_max.min(CHAIN_MOVES_MAX),
+        below_mib: below_mib.unwrap_or_else(|| bounds.cost_max_mib.saturating_add(1)),
+        steps: 0,
+        best: None,
+    };
+    for (_, host) in hosts.into_iter().take(bounds.hosts_max as usize) {
+        search.toward(host);
+    }
+    let mut plan = search.best?;
+    into_waves(snapshot, &mut plan.moves);
+    Some(plan)
+}
+
+/// A plan of moves that all start at once.
+fn at_once(
+    snapshot: &mut Snapshot,
+    placer: &mut Placer,
+    request: &Request,
+    bounds: &Bounds,
+) -> Option<RoomPlan> {
     let mut best: Option<RoomPlan> = None;
-    let hosts = short_of_room(snapshot, request);
+    let hosts = could_take(snapshot, request, &[ASKED, STATE, CLASS, TIES]);
     for (_, host) in hosts.into_iter().take(bounds.hosts_max as usize) {
         let cost_max_mib = best.as_ref().map_or(bounds.cost_max_mib, |best| best.cost_mib - 1);
         let mut trial = Trial { snapshot, placer, request, host, bounds, moves: Vec::new(), cost_mib: 0 };
@@ -91,12 +140,10 @@ pub fn make_room(
     best
 }
 
-/// Hosts where nothing but room stands in the way, those that lack least first.
-fn short_of_room(snapshot: &Snapshot, request: &Request) -> Vec<(u64, HostIdx)> {
+/// Hosts that were large enough, and that these filters let it into; those that lack least first.
+fn could_take(snapshot: &Snapshot, request: &Request, groups: &[&[Filter]]) -> Vec<(u64, HostIdx)> {
     let need = snapshot.profile(request.profile).amounts;
-    let open = |host| {
-        [ASKED, STATE, CLASS, TIES].iter().all(|group| refuse_by(group, snapshot, request, host).is_none())
-    };
+    let open = |host| groups.iter().all(|group| refuse_by(group, snapshot, request, host).is_none());
     let could = snapshot.hosts().filter(|(host, row)| need.fits(&row.total) && open(*host));
     let mut hosts: Vec<(u64, HostIdx)> =
         could.map(|(host, row)| (lack(need.minus(snapshot.room(host).free), row.total), host)).collect();
@@ -131,7 +178,7 @@ impl Trial<'_> {
     }
 
     fn cost(&self, vm: VmIdx) -> u64 {
-        (move_bytes_mib(self.snapshot, vm) + self.bounds.overhead_mib).max(1)
+        move_cost_mib(self.snapshot, vm, self.bounds.overhead_mib)
     }
 
     fn plan(&mut self, node: Option<usize>, cost_max_mib: u64) -> Option<RoomPlan> {
@@ -199,7 +246,7 @@ impl Trial<'_> {
         let Some(from) = self.snapshot.vm(vm).at else { return false };
         let Some(pick) = self.placer.place(self.snapshot, &request) else { return false };
         self.snapshot.put(vm, pick.seat);
-        self.moves.push(RoomMove { vm, from, to: pick.seat });
+        self.moves.push(RoomMove { vm, from, to: pick.seat, wave: 1 });
         true
     }
 
@@ -226,3 +273,6 @@ impl Trial<'_> {
         self.cost_mib = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,14 +169,16 @@ proptest! {
                 snapshot.remove_vm(request.vm.unwrap());
                 continue;
             };
-            // All moves start at once: every destination is held before any source is left.
-            for step in &plan.moves {
-                let to_move = Request::to_move(&snapshot, step.vm);
-                prop_assert_eq!(why_not(&snapshot, &to_move, step.to.host), None);
-                snapshot.hold(step.vm, step.to);
-            }
-            for step in &plan.moves {
-                snapshot.move_to(step.vm, step.to);
+            // The moves of a wave start at once: every destination is held before any source is left.
+            for wave in plan.moves.chunk_by(|a, b| a.wave == b.wave) {
+                for step in wave {
+                    let to_move = Request::to_move(&snapshot, step.vm);
+                    prop_assert_eq!(why_not(&snapshot, &to_move, step.to.host), None);
+                    snapshot.hold(step.vm, step.to);
+                }
+                for step in wave {
+                    snapshot.move_to(step.vm, step.to);
+                }
             }
             prop_assert_eq!(why_not(&snapshot, &request, plan.seat.host), None);
             snapshot.accept(&request, plan.seat);

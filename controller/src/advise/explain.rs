@@ -114,7 +114,7 @@ fn way_in(snapshot: &mut Snapshot, request: &Request) -> Vec<PlannedMove> {
         let reason = format!("makes way on {}", name(step.from));
         let cost = MoveCost { send_mib: size, ..MoveCost::default() };
         PlannedMove {
-            wave: 1,
+            wave: step.wave,
             vm: row.name.clone(),
             from: name(step.from),
             to: name(step.to),
