@@ -117,7 +117,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         drivers.push(Arc::new(Qemu::new(QemuConfig::new(config.data_dir.join("qemu")))));
     }
     if let Some(uri) = &config.libvirt {
-        let libvirt = LibvirtConfig::new(config.data_dir.join("libvirt"), uri).map_err(Error::LibvirtUri)?;
+        let mut libvirt = LibvirtConfig::new(config.data_dir.join("libvirt"), uri)?;
+        libvirt.peer.clone_from(&config.libvirt_peer);
         drivers.push(Arc::new(Libvirt::open(libvirt).map_err(Error::Driver)?));
     }
     if let Some(played) = config.test {

@@ -218,6 +218,9 @@ pub(crate) struct AgentArgs {
     /// Where the libvirt daemon of the libvirt driver is, as in qemu:///system; given alone it offers that driver too
     #[arg(long, value_name = "URI")]
     pub(crate) libvirt_uri: Option<String>,
+    /// Where agents of other hosts reach that daemon for migrations; ADDRESS in it is --address. By TLS there, if not said
+    #[arg(long, value_name = "URI")]
+    pub(crate) libvirt_peer_uri: Option<String>,
     /// CPUs the test driver pretends to have
     #[arg(long, default_value_t = 16)]
     pub(crate) sim_cpus: u32,

@@ -128,6 +128,7 @@ pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> 
         libvirt: args
             .libvirt_uri
             .or_else(|| args.drivers.contains(&DriverArg::Libvirt).then(|| LIBVIRT_URI.to_owned())),
+        libvirt_peer: args.libvirt_peer_uri,
         test: args
             .drivers
             .contains(&DriverArg::Test)

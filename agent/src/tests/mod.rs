@@ -45,6 +45,7 @@ impl House {
             qemu: false,
             test: Some(SimulatedHost { cpus: 8, mem_mib: 8192 }),
             libvirt: None,
+            libvirt_peer: None,
             image_cache_mib: 1024,
             networks: BTreeMap::new(),
         };

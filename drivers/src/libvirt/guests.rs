@@ -11,20 +11,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use dunlin_model::observed::EndCause;
+use dunlin_model::observed::{EndCause, SendProgress};
 use dunlin_model::{Incarnation, VmId};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-use super::record::{Record, Shelf};
+use super::record::{Outgoing, Record, Shelf, Stage};
 use super::wire::calls::DomainState;
 use super::{fail, fail_io};
 use crate::error::DriverErrorKind;
-use crate::hypervisor::{DriverResult, Guest, Notice, Run};
+use crate::hypervisor::{DriverResult, Guest, Notice, Run, Send};
 
 /// States of a domain, and reasons, as the API numbers them.
 pub(super) mod state {
     pub(crate) const PAUSED: i32 = 3;
+    pub(crate) const PAUSED_USER: i32 = 1;
+    pub(crate) const PAUSED_MIGRATION: i32 = 2;
     pub(crate) const PAUSED_SHUTTING_DOWN: i32 = 8;
     pub(crate) const SHUTOFF: i32 = 5;
     pub(crate) const CRASHED: i32 = 6;
@@ -44,6 +46,10 @@ pub(super) struct Seen {
     pub(super) pid: Option<u32>,
     pub(super) vnc: Option<String>,
     pub(super) resumed_at_ms: Option<u64>,
+    /// When a sending stopped its vCPUs.
+    pub(super) stopped_at_ms: Option<u64>,
+    /// How far a sending is.
+    pub(super) progress: SendProgress,
     /// Ticket of the look it comes from.
     ticket: u64,
 }
@@ -286,6 +292,11 @@ impl Guests {
 
 /// How a guest that is in this state has ended; none: it has not.
 fn end_of(record: &Record, state: Option<&DomainState>) -> Option<(EndCause, String)> {
+    // Nothing has come yet; reasons tell of what was there and is not any more.
+    let waits = matches!(state, Some(DomainState { state: state::SHUTOFF, reason: 0 }));
+    if record.incoming.is_some() && waits && record.ending.is_none() {
+        return None;
+    }
     let (cause, words) = match state {
         None => (EndCause::Died, "libvirt has no such domain any more"),
         Some(DomainState { state: state::SHUTOFF, reason }) => match *reason {
@@ -308,18 +319,9 @@ fn view(known: &Known) -> Option<Guest> {
     if !record.started {
         return None;
     }
-    let run = match (&record.ended, &seen.state) {
-        (Some((cause, words)), _) => Run::Ended(*cause, words.clone()),
-        (None, Some(DomainState { state: state::PAUSED, reason }))
-            if *reason != state::PAUSED_SHUTTING_DOWN =>
-        {
-            Run::Paused
-        }
-        (None, Some(DomainState { state: state::PM_SUSPENDED, .. })) => Run::Paused,
-        (None, Some(_)) => Run::Running,
-        // Not looked at yet.
-        (None, None) => return None,
-    };
+    let run = run_of(record, seen)?;
+    let ended = matches!(run, Run::Ended(..));
+    let waits = record.incoming.as_ref().filter(|_| matches!(run, Run::Incoming));
     Some(Guest {
         vm: record.vm,
         name: record.name.clone(),
@@ -327,13 +329,46 @@ fn view(known: &Known) -> Option<Guest> {
         run,
         pid: seen.pid,
         vnc: seen.vnc.clone(),
-        endpoint: None,
-        send: None,
-        disk_bytes: BTreeMap::new(),
+        endpoint: waits.cloned(),
+        send: record.outgoing.as_ref().filter(|_| !ended).map(|outgoing| send_of(outgoing, seen)),
+        disk_bytes: record.local_disks.iter().map(|(_, name, bytes)| (name.clone(), *bytes)).collect(),
         ever_ran: record.ever_ran,
         reboots: record.reboots,
         resumed_at_ms: seen.resumed_at_ms,
     })
+}
+
+/// What its process does; none: it was not looked at yet.
+fn run_of(record: &Record, seen: &Seen) -> Option<Run> {
+    if let Some((cause, words)) = &record.ended {
+        return Some(Run::Ended(*cause, words.clone()));
+    }
+    let DomainState { state, reason } = seen.state.as_ref()?;
+    if record.incoming.is_some() {
+        let arrived = (*state, *reason) == (state::PAUSED, state::PAUSED_USER);
+        return Some(if arrived { Run::Arrived } else { Run::Incoming });
+    }
+    let stage = record.outgoing.as_ref().map(|outgoing| &outgoing.stage);
+    match (stage, *state, *reason) {
+        (Some(Stage::AtSwitchover | Stage::Switching | Stage::Sent(_) | Stage::Holding(_)), ..) => {
+            Some(Run::Outgoing)
+        }
+        // It has just been stopped by its sending, which is about to be told.
+        (Some(Stage::Copying), state::PAUSED, state::PAUSED_MIGRATION) => Some(Run::Running),
+        (_, state::PAUSED, state::PAUSED_SHUTTING_DOWN) => Some(Run::Running),
+        (_, state::PAUSED | state::PM_SUSPENDED, _) => Some(Run::Paused),
+        _ => Some(Run::Running),
+    }
+}
+
+fn send_of(outgoing: &Outgoing, seen: &Seen) -> Send {
+    match &outgoing.stage {
+        Stage::Copying => Send::Copying(seen.progress),
+        Stage::AtSwitchover | Stage::Switching => Send::AtSwitchover(seen.progress),
+        Stage::Sent(figures) => Send::Sent(*figures),
+        Stage::Holding(words) => Send::Holding(words.clone()),
+        Stage::Cancelled(words) => Send::Cancelled(words.clone()),
+    }
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::client::{Client, ClientError, ClientResult};
+use super::moves::Moves;
 use super::offers::{Offers, offers};
-use super::wire::calls::{DomainGetState, DomainGetXml, RegisterDomainEvent};
-use super::wire::events::{EVENTS, Event};
+use super::wire::calls::{DomainDestroy, DomainGetState, DomainGetXml, RegisterDomainEvent};
+use super::wire::events::{EVENTS, Event, lifecycle};
 use super::wire::fault::NO_DOMAIN;
 use super::wire::types::Domain;
 use super::{LibvirtConfig, console, fail, failed};
@@ -46,13 +47,14 @@ pub(super) struct Site {
     pub(super) config: LibvirtConfig,
     pub(super) guests: Arc<Guests>,
     pub(super) link: watch::Sender<Link>,
+    pub(super) moves: Moves,
     kick: Notify,
 }
 
 impl Site {
     pub(super) fn new(config: LibvirtConfig, guests: Guests) -> Self {
         let (link, _) = watch::channel(Link::Down(0, "not connected yet".to_owned()));
-        Self { config, guests: Arc::new(guests), link, kick: Notify::new() }
+        Self { config, guests: Arc::new(guests), link, moves: Moves::default(), kick: Notify::new() }
     }
 
     /// The connection, once there is one.
@@ -176,7 +178,10 @@ async fn once(site: &Arc<Site>) -> ClientResult<()> {
 
 async fn hear(site: &Arc<Site>, client: &Client, event: &Event) {
     let vm = VmId(Uuid::from_bytes(event.domain().uuid));
-    if site.guests.record(vm).is_none() {
+    let Some(record) = site.guests.record(vm) else { return };
+    if record.ended.is_some() && record.incoming.is_some() {
+        // It was let go of, and the source had its word with the daemon all the same. Nobody is to run it.
+        let _ = client.call(&DomainDestroy { domain: domain(vm) }).await;
         return;
     }
     let done = async {
@@ -184,6 +189,11 @@ async fn hear(site: &Arc<Site>, client: &Client, event: &Event) {
             site.guests
                 .amend(vm, "list", |record| record.reboots += u32::from(record.ended.is_none()))
                 .await?;
+        }
+        if let Event::Lifecycle(told) = event
+            && told.event == lifecycle::SUSPENDED
+        {
+            site.guests.note(vm, |seen| seen.stopped_at_ms = Some(super::verbs::now_ms()));
         }
         site.look(client, vm, "list").await
     };

@@ -14,10 +14,12 @@
 pub mod client;
 mod console;
 mod guests;
+mod landing;
 mod launch;
 mod link;
 #[cfg(test)]
 mod live;
+mod moves;
 mod offers;
 mod record;
 mod start;
@@ -55,6 +57,9 @@ pub struct LibvirtConfig {
     pub uri_text: String,
     /// Who one is, where the daemon asks.
     pub login: Option<Login>,
+    /// URI at which agents of other hosts reach this daemon for migrations; `ADDRESS` in it stands for this host's
+    /// address. None: by TLS at that address.
+    pub peer: Option<String>,
 }
 
 impl LibvirtConfig {
@@ -63,7 +68,16 @@ impl LibvirtConfig {
     /// # Errors
     /// When it is no URI.
     pub fn new(dir: impl Into<PathBuf>, uri: &str) -> Result<Self, Invalid> {
-        Ok(Self { dir: dir.into(), uri: uri.parse()?, uri_text: uri.to_owned(), login: None })
+        Ok(Self { dir: dir.into(), uri: uri.parse()?, uri_text: uri.to_owned(), login: None, peer: None })
+    }
+
+    /// Where others reach this daemon.
+    fn peer_at(&self, address: &str) -> String {
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        match &self.peer {
+            Some(peer) => peer.replace("ADDRESS", &host),
+            None => format!("{}+tls://{host}{}", self.uri.driver, self.uri.path),
+        }
     }
 
     /// The daemon is on this machine, and so are its files and processes.
@@ -82,6 +96,7 @@ pub struct Libvirt {
 impl Drop for Libvirt {
     fn drop(&mut self) {
         self.keeper.abort();
+        self.site.moves.clear();
     }
 }
 
@@ -214,16 +229,19 @@ impl Hypervisor for Libvirt {
         verbs::save(&self.site, vm, file).await
     }
 
-    async fn migrate_out(&self, _: VmId, _: Endpoint, _: MigrationLimits) -> DriverResult<()> {
-        Err(DriverError::unsupported(DriverName::Libvirt, "migrate_out"))
+    async fn migrate_out(&self, vm: VmId, endpoint: Endpoint, limits: MigrationLimits) -> DriverResult<()> {
+        self.require("migrate_out", DriverPower::Migrate)?;
+        moves::migrate_out(&self.site, vm, endpoint, limits).await
     }
 
-    async fn migrate_switch(&self, _: VmId) -> DriverResult<()> {
-        Err(DriverError::unsupported(DriverName::Libvirt, "migrate_switch"))
+    async fn migrate_switch(&self, vm: VmId) -> DriverResult<()> {
+        self.require("migrate_switch", DriverPower::Migrate)?;
+        moves::migrate_switch(&self.site, vm).await
     }
 
-    async fn migrate_cancel(&self, _: VmId) -> DriverResult<()> {
-        Err(DriverError::unsupported(DriverName::Libvirt, "migrate_cancel"))
+    async fn migrate_cancel(&self, vm: VmId) -> DriverResult<()> {
+        self.require("migrate_cancel", DriverPower::Migrate)?;
+        moves::migrate_cancel(&self.site, vm).await
     }
 
     fn serial_log(&self, vm: VmId) -> PathBuf {

@@ -15,8 +15,8 @@ use super::client::{Client, ClientResult};
 use super::wire::Call;
 use super::wire::calls::{
     ConnectGetAllDomainStats, ConnectGetCapabilities, ConnectGetLibVersion, ConnectGetType,
-    ConnectGetVersion, DomainOpenConsole, DomainReset, DomainRestore, DomainSave, DomainSetLifecycleAction,
-    DomainShutdown, DomainSuspend,
+    ConnectGetVersion, DomainMigrateBegin, DomainOpenConsole, DomainReset, DomainRestore, DomainSave,
+    DomainSetLifecycleAction, DomainShutdown, DomainSuspend,
 };
 use super::wire::types::Domain;
 use super::wire::xdr::List;
@@ -66,6 +66,9 @@ pub(super) async fn offers(client: &Client, config: &LibvirtConfig) -> ClientRes
     found.powers = powers(client).await?;
     if found.is_qemu() {
         found.powers.insert(DriverPower::Vnc);
+        if found.powers.contains(&DriverPower::Migrate) {
+            found.powers.insert(DriverPower::MigrateStorage);
+        }
     }
     let action = DomainSetLifecycleAction { domain: nobody(), kind: 0, action: 0, flags: 1 };
     found.reboots = has(client, &action).await?;
@@ -103,6 +106,8 @@ async fn powers(client: &Client) -> ClientResult<BTreeSet<DriverPower>> {
     let saves = has(client, &DomainSave { domain: nobody(), to: file() }).await?;
     note(DriverPower::Save, saves && has(client, &DomainRestore { from: file() }).await?);
     note(DriverPower::Console, has(client, &console).await?);
+    let begin = DomainMigrateBegin { domain: nobody(), params: List(Vec::new()), flags: 1 };
+    note(DriverPower::Migrate, has(client, &begin).await?);
     Ok(powers)
 }
 

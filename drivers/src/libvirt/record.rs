@@ -14,6 +14,7 @@ use std::sync::Mutex;
 
 use std::collections::BTreeMap;
 
+use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
 use dunlin_model::observed::EndCause;
 use dunlin_model::{Incarnation, Name, VmId};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,43 @@ pub(super) struct Record {
     pub(super) ended: Option<(EndCause, String)>,
     /// Where its memory was saved.
     pub(super) saved: Option<PathBuf>,
+    /// Its disks that only this host has: libvirt's name, ours, and the virtual size in bytes.
+    #[serde(default)]
+    pub(super) local_disks: Vec<(String, Name, u64)>,
+    /// Its memory comes from another host, and nobody has taken it over yet: where it is waited for.
+    #[serde(default)]
+    pub(super) incoming: Option<Endpoint>,
+    #[serde(default)]
+    pub(super) outgoing: Option<Outgoing>,
+}
+
+/// A sending that was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Outgoing {
+    pub(super) endpoint: Endpoint,
+    pub(super) limits: MigrationLimits,
+    /// The incarnation it was sent under: only a higher one may run here again.
+    pub(super) incarnation: Incarnation,
+    /// vCPUs ran when it began.
+    pub(super) was_running: bool,
+    pub(super) stage: Stage,
+}
+
+/// How far a sending is. Written before it is acted upon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stage {
+    /// Under way.
+    Copying,
+    /// All is there but for the word that it may run; it stands still here, whole.
+    AtSwitchover,
+    /// The word is being given.
+    Switching,
+    /// The word was given.
+    Sent(MigrationFigures),
+    /// The word did not arrive, or nobody knows.
+    Holding(String),
+    /// Called off, or failed: it goes on here.
+    Cancelled(String),
 }
 
 impl Record {
@@ -61,6 +99,9 @@ impl Record {
             ending: None,
             ended: None,
             saved: None,
+            local_disks: Vec::new(),
+            incoming: None,
+            outgoing: None,
         }
     }
 }

@@ -5,17 +5,20 @@ use std::time::Duration;
 
 use dunlin_model::VmId;
 use dunlin_model::capabilities::{DriverName, DriverPower};
+use dunlin_model::migration::Endpoint;
 
 use super::client::Client;
+use super::landing::Landing;
 use super::link::{Site, domain};
+use super::offers::Offers;
 use super::record::Record;
 use super::wire::Fault;
 use super::wire::calls::{
-    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainIsActive, DomainRestore,
-    DomainRestoreFlags, DomainResume, DomainUndefineFlags,
+    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainGetBlockInfo, DomainIsActive,
+    DomainRestore, DomainRestoreFlags, DomainResume, DomainUndefineFlags,
 };
 use super::wire::fault::NO_DOMAIN;
-use super::{console, fail, fail_io, failed, launch};
+use super::{console, fail, fail_io, failed, launch, moves};
 use crate::DriverError;
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Guest, Launch, LaunchMode};
@@ -35,9 +38,7 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
     let vm = launch.vm;
     let _claim = site.guests.claim(vm, "start")?;
     let (client, offers) = site.connected("start").await?;
-    if matches!(launch.mode, LaunchMode::Incoming { .. }) {
-        return Err(DriverError::unsupported(DriverName::Libvirt, "start"));
-    }
+    let landing = landing(site, &launch, &offers)?;
     if let Some(record) = site.guests.record(vm).filter(|record| record.started) {
         site.look(&client, vm, "start").await?;
         if let Some(guest) = stands_for(site, &record, &launch)? {
@@ -50,7 +51,8 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
         .ok_or_else(|| fail("start", DriverErrorKind::Refused, "the agent's folder is not text"))?;
     let xml = launch::domain_of(&launch, &offers, log)?;
     let record = Record {
-        ever_ran: !launch.paused,
+        ever_ran: !launch.paused && landing.is_none(),
+        incoming: landing,
         has_display: launch.spec.vnc.is_some(),
         ..Record::new(vm, launch.name.clone(), launch.incarnation)
     };
@@ -62,14 +64,40 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
             return Err(error);
         }
     }
-    if !launch.paused {
+    if !launch.paused && !matches!(launch.mode, LaunchMode::Incoming { .. }) {
         site.guests.note(vm, |seen| seen.resumed_at_ms = Some(super::verbs::now_ms()));
     }
     console::serve(site, vm, &offers);
+    note_disks(site, &client, &launch).await?;
     site.guests.came_up(vm, "start").await?;
     site.look(&client, vm, "start").await?;
     let gone = || fail("start", DriverErrorKind::Refused, "it was gone as soon as it had come up");
     site.guests.guest(vm).ok_or_else(gone)
+}
+
+/// Where a guest that comes from another host is waited for.
+fn landing(site: &Site, launch: &Launch, offers: &Offers) -> DriverResult<Option<Endpoint>> {
+    let LaunchMode::Incoming { listen, .. } = &launch.mode else { return Ok(None) };
+    if !offers.powers.contains(&DriverPower::Migrate) {
+        return Err(DriverError::unsupported(DriverName::Libvirt, "start"));
+    }
+    let log = site.guests.shelf.log(launch.vm);
+    let landing = Landing::of(launch, listen, &log.to_string_lossy());
+    Ok(Some(landing.endpoint(&site.config.peer_at(listen))))
+}
+
+/// Notes the disks that only this host has, and how large they look to the guest.
+async fn note_disks(site: &Arc<Site>, client: &Client, launch: &Launch) -> DriverResult<()> {
+    let names = launch::targets(launch.disks.iter().map(|disk| (&disk.name, disk.bus)));
+    let mut local = Vec::new();
+    for (target, disk) in names.iter().zip(&launch.disks).filter(|(_, disk)| !disk.shared && !disk.read_only)
+    {
+        let ask = DomainGetBlockInfo { domain: domain(launch.vm), path: target.to_string(), flags: 0 };
+        // Not every hypervisor knows; then the destination asks the file.
+        let bytes = client.call(&ask).await.map_or(0, |info| info.capacity);
+        local.push((target.to_string(), disk.name.clone(), bytes));
+    }
+    site.guests.amend(launch.vm, "start", |record| record.local_disks = local).await
 }
 
 /// The guest that is there already, when it is the one that is wanted.
@@ -110,7 +138,9 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
                 .map_err(|e| fail(verb, DriverErrorKind::Refused, format!("{}: {e}", file.display())))?;
             restore(client, launch, file.to_string_lossy().into_owned()).await
         }
-        _ if launch.paused => {
+        // Defined is all: the source's agent has the daemon start it when it comes.
+        LaunchMode::Incoming { .. } => Ok(()),
+        LaunchMode::Boot if launch.paused => {
             let create = DomainCreateWithFlags { domain: domain(vm), flags: CREATE_PAUSED };
             match client.call_long(&create, START_DEADLINE).await {
                 // It must not run for an instant, so it cannot be started and then stopped.
@@ -122,7 +152,7 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
                 done => done.map(drop).map_err(|e| say(&e)),
             }
         }
-        _ => {
+        LaunchMode::Boot => {
             client.call_long(&DomainCreate { domain: domain(vm) }, START_DEADLINE).await.map_err(|e| say(&e))
         }
     }
@@ -176,6 +206,7 @@ pub(super) async fn sweep(site: &Arc<Site>, client: &Client) -> DriverResult<()>
         let unfinished = site.guests.record(vm).is_some_and(|record| !record.started);
         // Somebody who starts it just now has it.
         let Ok(_claim) = site.guests.claim(vm, "list") else { continue };
+        moves::take_over(site, client, vm).await?;
         if !unfinished || site.guests.record(vm).is_none_or(|record| record.started) {
             continue;
         }

@@ -20,7 +20,7 @@ use super::wire::calls::{
 use super::wire::fault::{NO_DOMAIN, OPERATION_INVALID};
 use super::wire::types::{DomainStats, Param};
 use super::wire::xdr::List;
-use super::{fail, failed, start};
+use super::{fail, failed, moves, start};
 use crate::DriverError;
 use crate::domain_xml::{NAMESPACE, guest_mark};
 use crate::error::DriverErrorKind;
@@ -103,6 +103,11 @@ pub(super) async fn destroy(site: &Site, vm: VmId) -> DriverResult<()> {
         }
         _ => {}
     }
+    site.moves.drop_of(vm);
+    if record.incoming.is_some() {
+        // By its definition the source sees that it is still waited for.
+        start::undefine(&client, vm, verb).await?;
+    }
     match seen(site, &client, vm, verb).await?.run {
         Run::Ended(..) => Ok(()),
         run => {
@@ -123,14 +128,20 @@ pub(super) async fn forget(site: &Site, vm: VmId) -> DriverResult<()> {
     site.guests.remove(vm, verb)
 }
 
-pub(super) async fn pause(site: &Site, vm: VmId) -> DriverResult<Guest> {
+pub(super) async fn pause(site: &Arc<Site>, vm: VmId) -> DriverResult<Guest> {
     let verb = "pause";
     site.guests.living(vm, verb)?;
     let _claim = site.guests.claim(vm, verb)?;
     let client = site.client(verb).await?;
+    moves::hand_back(site, vm, verb).await?;
     let guest = seen(site, &client, vm, verb).await?;
-    if guest.run != Run::Running {
-        return standing(guest, verb);
+    match guest.run {
+        Run::Running => {}
+        Run::Arrived => {
+            site.guests.amend(vm, verb, |record| record.incoming = None).await?;
+            return standing(seen(site, &client, vm, verb).await?, verb);
+        }
+        _ => return standing(guest, verb),
     }
     client.call(&DomainSuspend { domain: domain(vm) }).await.map_err(|e| failed(verb, &e))?;
     standing(seen(site, &client, vm, verb).await?, verb)
@@ -142,6 +153,7 @@ fn standing(guest: Guest, verb: &'static str) -> DriverResult<Guest> {
         Run::Ended(_, words) => {
             Err(fail(verb, DriverErrorKind::NotFound, format!("the guest has ended: {words}")))
         }
+        Run::Incoming => Err(fail(verb, DriverErrorKind::Refused, "nothing has arrived yet")),
         _ => Ok(guest),
     }
 }
@@ -151,12 +163,14 @@ pub(super) async fn resume(site: &Arc<Site>, vm: VmId) -> DriverResult<Guest> {
     let record = site.guests.living(vm, verb)?;
     let _claim = site.guests.claim(vm, verb)?;
     let client = site.client(verb).await?;
+    moves::hand_back(site, vm, verb).await?;
     let guest = seen(site, &client, vm, verb).await?;
-    if guest.run != Run::Paused {
+    if !matches!(guest.run, Run::Paused | Run::Arrived) {
         return standing(guest, verb);
     }
-    if !record.ever_ran {
-        site.guests.amend(vm, verb, |record| record.ever_ran = true).await?;
+    if !record.ever_ran || record.incoming.is_some() {
+        let runs = |record: &mut Record| (record.ever_ran, record.incoming) = (true, None);
+        site.guests.amend(vm, verb, runs).await?;
     }
     client.call(&DomainResume { domain: domain(vm) }).await.map_err(|e| failed(verb, &e))?;
     site.guests.note(vm, |seen| seen.resumed_at_ms = Some(now_ms()));

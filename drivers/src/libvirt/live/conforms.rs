@@ -35,7 +35,7 @@ struct LibvirtFixture {
 
 impl LibvirtFixture {
     fn new(uri: &'static str) -> Self {
-        let daemons = [Daemon::start("lva"), Daemon::start("lvb")];
+        let daemons = Daemon::pair();
         Self {
             daemons,
             uri,
@@ -77,7 +77,8 @@ impl Fixture for LibvirtFixture {
             self.lookers.get_or_init(async || [self.other(0).await, self.other(1).await]).await;
         }
         let daemon = &self.daemons[host];
-        let config = LibvirtConfig::new(daemon.path("agent"), &daemon.uri(self.uri)).expect("uri");
+        let mut config = LibvirtConfig::new(daemon.path("agent"), &daemon.uri(self.uri)).expect("uri");
+        config.peer = Some(config.uri_text.clone());
         let driver = Arc::new(Libvirt::open(config)?);
         self.open.lock().expect("lock")[host] = Arc::downgrade(&driver);
         self.sites.lock().expect("lock")[host] = Arc::downgrade(&driver.site);
@@ -115,6 +116,10 @@ impl Fixture for LibvirtFixture {
             mode: LaunchMode::Boot,
             paused: false,
         }
+    }
+
+    fn listen(&self, host: usize) -> String {
+        ["10.98.0.1", "10.98.0.2"][host].to_owned()
     }
 
     fn scratch(&self, host: usize) -> PathBuf {

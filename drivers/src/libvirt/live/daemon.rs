@@ -1,7 +1,7 @@
 //! A libvirtd that has a machine for itself, as far as it can see.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,9 @@ for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
 hostname "$2"
 ip link set lo up
 umount -q /sys/fs/cgroup/unified 2>/dev/null || true
-echo $$ >"$1/pid"
-exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1
+# The shell stays: as the first process it buries those of libvirtd's that end.
+libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1 &
+wait
 "#;
 
 /// One host.
@@ -40,8 +41,26 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
+    /// Two of them, with a cable between: the first has 10.98.0.1, the second 10.98.0.2.
+    pub(super) fn pair() -> [Self; 2] {
+        let pair = [Self::start("lva"), Self::start("lvb")];
+        let [a, b] = [0, 1].map(|host: usize| pair[host].child.id().to_string());
+        // Made where it is to be: no name of the machine's own is taken, and it goes with its ends.
+        let inside = |pid: &str, words: &str| {
+            let mut all = vec!["--target", pid, "--net", "--", "ip"];
+            all.extend(words.split(' '));
+            assert!(Command::new("nsenter").args(all).status().expect("nsenter runs").success(), "{words}");
+        };
+        inside(&a, &format!("link add cable type veth peer name cable netns {b}"));
+        for (pid, address) in [(&a, "10.98.0.1/24"), (&b, "10.98.0.2/24")] {
+            inside(pid, &format!("addr add {address} dev cable"));
+            inside(pid, "link set cable up");
+        }
+        pair
+    }
+
     /// Starts it and waits until it listens.
-    pub(super) fn start(name: &str) -> Self {
+    fn start(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("lv").tempdir().expect("dir");
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("a uuid");
         let etc = dir.path().join("etc");
@@ -55,7 +74,9 @@ impl Daemon {
             namespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
         fs::write(etc.join("qemu.conf"), conf).expect("write");
         let child = Command::new("unshare")
-            .args(["--mount", "--net", "--uts", "sh", "-c", SETTLE, "sh"])
+            // With the first process of its process name space everything in it ends, however this test ends.
+            .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-c", SETTLE, "sh"])
             .arg(dir.path())
             .arg(name)
             .stdin(Stdio::null())
@@ -85,25 +106,12 @@ impl Daemon {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
-
-    /// Every process of this host: they see the mounts that it sees.
-    fn processes(&self) -> Vec<u32> {
-        let namespace = |pid: &str| fs::read_link(Path::new("/proc").join(pid).join("ns/mnt")).ok();
-        let Some(own) = namespace(&self.child.id().to_string()) else { return Vec::new() };
-        let names = fs::read_dir("/proc").expect("proc").flatten().map(|entry| entry.file_name());
-        let pids = names.filter_map(|name| name.to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| namespace(&pid.to_string()).as_ref() == Some(&own)).collect()
-    }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        for pid in self.processes() {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-                // It may have ended by itself meanwhile.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
+        // It may have ended by itself.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

@@ -88,6 +88,8 @@ records! {
     DomainInfo { state: u32, max_memory_kib: u64, memory_kib: u64, cpus: u32, cpu_time_ns: u64 }
     /// Domains, and how many there are.
     Domains { domains: List<Domain, DOMAINS_MAX>, count: u32 }
+    /// What a disk takes, could take, and takes on its device, bytes.
+    BlockInfo { allocation: u64, capacity: u64, physical: u64 }
     /// One step of a SASL exchange.
     SaslStep { complete: i32, nil: i32, data: Chars<SASL_CHARS_MAX> }
     /// What a job of a domain is, and its figures.
@@ -132,6 +134,8 @@ calls! {
     164 "DOMAIN_ABORT_JOB" DomainAbortJob { domain: Domain } -> (), "domain:write", false;
     166 "DOMAIN_MIGRATE_SET_MAX_DOWNTIME" DomainMigrateSetMaxDowntime { domain: Domain, ms: u64, flags: u32 }
         -> (), "domain:migrate", false;
+    194 "DOMAIN_GET_BLOCK_INFO" DomainGetBlockInfo { domain: Domain, path: String, flags: u32 }
+        -> BlockInfo, "domain:read", false;
     196 "DOMAIN_CREATE_WITH_FLAGS" DomainCreateWithFlags { domain: Domain, flags: u32 }
         -> Domain, "domain:start", false;
     201 "DOMAIN_OPEN_CONSOLE" DomainOpenConsole { domain: Domain, device: Option<String>, flags: u32 }
