@@ -32,6 +32,21 @@ pub(super) struct Promised {
     pub(super) absent: BTreeSet<String>,
 }
 
+/// What is asked for, again and again until it is done.
+enum Call {
+    Create(v1::CreateRequest),
+    Delete(v1::DeleteRequest),
+}
+
+impl Call {
+    async fn send(&self, client: &mut FleetClient<Channel>) -> Result<(), tonic::Status> {
+        match self {
+            Self::Create(request) => client.create(request.clone()).await.map(drop),
+            Self::Delete(request) => client.delete(request.clone()).await.map(drop),
+        }
+    }
+}
+
 /// One client.
 pub(super) struct Writer {
     pub(super) number: usize,
@@ -71,12 +86,9 @@ impl Writer {
     }
 
     async fn create(&self, name: &str) -> anyhow::Result<()> {
-        let request = v1::CreateRequest {
-            idempotency_key: name.to_owned(),
-            object: Some(new_vm(name)),
-            dry_run: false,
-        };
-        self.repeat(name, async |client| client.create(request.clone()).await.map(drop)).await
+        let object = Some(new_vm(name));
+        let request = v1::CreateRequest { idempotency_key: name.to_owned(), object, dry_run: false };
+        self.repeat(name, &Call::Create(request)).await
     }
 
     async fn delete(&self, name: &str) -> anyhow::Result<()> {
@@ -86,21 +98,17 @@ impl Writer {
             idempotency_key: format!("d-{name}"),
             ..Default::default()
         };
-        self.repeat(name, async |client| client.delete(request.clone()).await.map(drop)).await
+        self.repeat(name, &Call::Delete(request)).await
     }
 
     /// One controller after the other with the same key, until one says that it is done.
-    async fn repeat(
-        &self,
-        name: &str,
-        mut call: impl AsyncFnMut(&mut FleetClient<Channel>) -> Result<(), tonic::Status>,
-    ) -> anyhow::Result<()> {
+    async fn repeat(&self, name: &str, call: &Call) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut at = self.number;
         while began.elapsed() < LIMIT {
             let mut client = self.channels[at % self.channels.len()].clone();
             at += 1;
-            match tokio::time::timeout(TRY, call(&mut client)).await {
+            match tokio::time::timeout(TRY, call.send(&mut client)).await {
                 Ok(Ok(())) => {
                     self.writes.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
