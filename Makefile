@@ -1,6 +1,6 @@
 # What one does here. Everything is in the scripts: tests/install, tests/guest/build, tests/demo, tests/run, .ci/run.
 
-.PHONY: help demo demo-down test lint bench chaos install guest
+.PHONY: help demo demo-down test lint bench chaos fuzz install guest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,6 +26,9 @@ bench: install guest ## the numbers of docs/PERFORMANCE.md
 chaos: install ## kill, stop and cut off controllers and agents under load for MINUTES=15, then look what is lost; as root
 	cargo build --locked --release
 	cargo bench --locked --package dunlin-tests -- chaos
+
+fuzz: install ## every reader of bytes from outside against mutated files, for MINUTES (20)
+	FUZZ_MINUTES=$(or $(MINUTES),20) cargo test --locked --release --package dunlin-tests --test fuzz
 
 install: ## what is missing on this machine
 	@tests/install
