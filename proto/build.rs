@@ -1,8 +1,14 @@
 //! Compiles the `.proto` files with a protobuf compiler written in Rust, so that building needs no `protoc`.
 
 /// Messages that hold a password or a token.
-const SECRET: [&str; 5] =
-    ["LoginRequest", "Session", "SetPasswordRequest", "CreateApiTokenResponse", "CreateTokenResponse"];
+const SECRET: [&str; 6] = [
+    "LoginRequest",
+    "LoginByProviderRequest",
+    "Session",
+    "SetPasswordRequest",
+    "CreateApiTokenResponse",
+    "CreateTokenResponse",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [

@@ -63,7 +63,7 @@ pub(crate) enum Noun {
     /// Machines that run guests
     #[command(subcommand)]
     Host(HostVerb),
-    /// Log in as a user; the password is asked for, or read from standard input
+    /// Log in as a user; the password is asked for, or read from standard input. Without USER: by the identity provider
     Login(LoginArgs),
     /// End the session
     Logout,
@@ -172,6 +172,21 @@ pub(crate) struct DaemonArgs {
     /// One-time token of a controller that joins a cluster that is there; needed for its first start only
     #[arg(long, env = "DUNLIN_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// Identity provider that vouches for people: its issuer, https://...
+    #[arg(long, value_name = "URL", requires = "oidc_client_id")]
+    pub(crate) oidc_issuer: Option<String>,
+    /// This fleet's name at the identity provider, registered there as a public client with http://127.0.0.1 to come back to
+    #[arg(long, value_name = "ID", requires = "oidc_issuer")]
+    pub(crate) oidc_client_id: Option<String>,
+    /// What people are asked to let the fleet know
+    #[arg(long, value_name = "WORDS", default_value = "openid profile groups")]
+    pub(crate) oidc_scope: String,
+    /// Claim that becomes the name of a user
+    #[arg(long, value_name = "CLAIM", default_value = "preferred_username")]
+    pub(crate) oidc_name_claim: String,
+    /// Claim with the groups of a user
+    #[arg(long, value_name = "CLAIM", default_value = "groups")]
+    pub(crate) oidc_groups_claim: String,
     /// Controllers of the cluster to join, for who comes with a token
     #[arg(long = "controller", value_name = "URL")]
     pub(crate) controllers: Vec<String>,

@@ -97,6 +97,15 @@ pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Fai
         token: args.token.map(Secret::new),
         join_at: args.controllers.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?,
         clock: Clock::system(),
+        provider: args.oidc_issuer.zip(args.oidc_client_id).map(|(issuer, client_id)| {
+            dunlin_controller::ProviderConfig {
+                issuer,
+                client_id,
+                scope: args.oidc_scope,
+                name_claim: args.oidc_name_claim,
+                groups_claim: args.oidc_groups_claim,
+            }
+        }),
         timers: dunlin_controller::raft::Timers::default(),
         snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
     };

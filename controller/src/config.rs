@@ -9,6 +9,7 @@ use dunlin_model::{ControllerId, Invalid, Name, Secret};
 use dunlin_pki::Clock;
 
 use crate::raft::{Member, SnapshotPolicy, Timers};
+use crate::rights::ProviderConfig;
 
 /// Most controllers of a cluster: each write waits for a majority of them.
 pub const CONTROLLERS_MAX: usize = 5;
@@ -55,6 +56,8 @@ pub struct Config {
     pub join_at: Vec<String>,
     /// Whose time certificates are judged by.
     pub clock: Clock,
+    /// The identity provider that vouches for people, if any.
+    pub provider: Option<ProviderConfig>,
     /// Heartbeat and election.
     pub timers: Timers,
     /// When the log is compacted.
@@ -78,6 +81,7 @@ impl Config {
             token: None,
             join_at: Vec::new(),
             clock: Clock::system(),
+            provider: None,
             timers: Timers::default(),
             snapshots: SnapshotPolicy::default(),
         }
@@ -87,6 +91,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), Invalid> {
         let mut ids = BTreeSet::from([self.id]);
         validate_endpoint("api_endpoint", &self.api_endpoint)?;
+        self.provider.iter().try_for_each(ProviderConfig::validate)?;
         for (index, peer) in self.peers.iter().enumerate() {
             let field = |name: &str| format!("peers[{index}].{name}");
             if peer.id.0 == 0 || !ids.insert(peer.id) {

@@ -47,5 +47,6 @@ mod tests;
 pub use config::{CONTROLLERS_MAX, Config, Peer};
 pub use kin::Stranger;
 pub use raft::{SnapshotPolicy, Timers};
+pub use rights::ProviderConfig;
 pub use run::{Controller, RunError, run};
 pub use trust::{Bundle, KeysError, bundle};

@@ -12,7 +12,7 @@ use crate::api::{Pages, Peers, Streams};
 use crate::audit::Audit;
 use crate::blob::BlobStore;
 use crate::fleet::Replica;
-use crate::rights::{Attempts, Passwords};
+use crate::rights::{Attempts, Passwords, Provider};
 use crate::room::Room;
 use crate::session::{Board, Sessions, Tunnels};
 use crate::trust::Keys;
@@ -39,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) audit: Audit,
     pub(crate) passwords: Passwords,
     pub(crate) attempts: Attempts,
+    pub(crate) provider: Option<Provider>,
     /// One permit per follower's question whether a token is new.
     pub(crate) news: Semaphore,
     /// One permit per call under way.
@@ -57,7 +58,7 @@ impl Node {
         replica: Replica,
         blobs: BlobStore,
         keys: Arc<Keys>,
-        audit: Audit,
+        (audit, provider): (Audit, Option<Provider>),
     ) -> Self {
         let room = Room::new(&config.data_dir);
         Self {
@@ -73,6 +74,7 @@ impl Node {
             audit,
             passwords: Passwords::default(),
             attempts: Attempts::default(),
+            provider,
             news: Semaphore::new(NEWS_MAX),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             streams: Streams::default(),

@@ -53,6 +53,9 @@ pub enum RunError {
     /// The audit log cannot be used.
     #[error("open the audit log: {0}")]
     Audit(String),
+    /// Identity providers cannot be talked to.
+    #[error("make ready for the identity provider")]
+    Provider(#[source] reqwest::Error),
     /// The address is taken, or is not this machine's.
     #[error("listen for clients and agents on {address}")]
     Listen {
@@ -131,6 +134,8 @@ impl Controller {
         let (data_dir, number) = (config.data_dir.clone(), config.id.0);
         let audit = tokio::task::spawn_blocking(move || Files::open(&data_dir, number)).await;
         let audit = audit.map_err(|error| RunError::Audit(error.to_string()))??;
+        let provider = config.provider.clone().map(rights::Provider::new).transpose();
+        let provider = provider.map_err(RunError::Provider)?;
         let keys = Keys::open(&config).await?;
         let replica = found::open(&config, wire(&keys), keys.founding().is_some()).await?;
         keys.mend(replica.read().trust())?;
@@ -139,7 +144,8 @@ impl Controller {
         // The store is this process's alone by now, and so is what lies beside it.
         let local = Local::open(&config.data_dir)?;
         let (id, endpoint) = (config.id, config.api_endpoint.clone());
-        let node = Arc::new(Node::new(config, replica, blobs, Arc::clone(&keys), Audit::start(audit)));
+        let node =
+            Arc::new(Node::new(config, replica, blobs, Arc::clone(&keys), (Audit::start(audit), provider)));
         let mut loops = JoinSet::new();
         loops.spawn(drive(Arc::clone(&node)));
         loops.spawn(keep_blobs(Arc::clone(&node)));

@@ -40,13 +40,18 @@ impl Site {
 
     /// A controller that is a cluster of its own, on this site's addresses.
     pub(crate) fn controller(&self, data: &Path) -> anyhow::Result<Daemon> {
+        self.controller_with(data, &[])
+    }
+
+    /// The same, with more words.
+    pub(crate) fn controller_with(&self, data: &Path, more: &[&str]) -> anyhow::Result<Daemon> {
         let member = format!("1={}/{}", self.api, self.raft);
         self.data.replace(Some(data.to_owned()));
         let data = data.display().to_string();
         let words = ["controller", "--id", "1", "--data-dir", &data, "--listen", &self.api];
         self.start(
             "controller",
-            &[&words[..], &["--raft-listen", &self.raft, "--member", &member]].concat(),
+            &[&words[..], &["--raft-listen", &self.raft, "--member", &member], more].concat(),
             &[],
         )
     }

@@ -77,7 +77,7 @@ const KEPT: &[(&str, &[&str])] = &[
     ("prost", &["dunlin-proto", "dunlin-controller", "dunlin-agent", "dunlin-tests"]),
     ("rcgen", &["dunlin-pki"]),
     ("rustls-webpki", &["dunlin-pki"]),
-    ("reqwest", &["dunlin", "dunlin-tests"]),
+    ("reqwest", &["dunlin", "dunlin-controller", "dunlin-tests"]),
     ("clap", &["dunlin"]),
     ("comfy-table", &["dunlin"]),
     ("indicatif", &["dunlin"]),

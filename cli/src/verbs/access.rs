@@ -10,7 +10,7 @@ use dunlin_proto::v1;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde_json::json;
 
-use super::Session;
+use super::{Session, provider};
 use crate::args::Format;
 use crate::client::Fleet;
 use crate::context::{Contexts, check_name};
@@ -20,7 +20,8 @@ use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct LoginArgs {
-    user: String,
+    /// Who logs in with a password; without it the identity provider is asked who it is
+    user: Option<String>,
     /// Controllers to log in at, where there is no context yet; goes with --authority
     #[arg(long = "controller", value_name = "URL", requires = "authority")]
     pub(crate) controllers: Vec<String>,
@@ -34,7 +35,7 @@ pub(crate) struct LoginArgs {
 
 /// Trades a password for a session, which is kept in the context file.
 pub(crate) async fn login(session: &Session, args: LoginArgs) -> Result<(), Failure> {
-    let begun = begin(&session.fleet.anonymous(), &args.user).await?;
+    let begun = begin(&session.fleet.anonymous(), args.user.as_deref()).await?;
     let mut contexts = Contexts::read(&session.contexts)?;
     let (token, until) = (Secret::new(begun.token), Timestamp(begun.expires_ms));
     let name = contexts.log_in(session.context.as_deref(), &session.endpoints, &begun.user, token);
@@ -48,7 +49,7 @@ pub(crate) async fn login_at(args: LoginArgs, path: &Path) -> Result<(), Failure
     let trust = Trust::Pinned(args.authority.unwrap_or_default());
     let ring = Ring { shown: None, trust, beside: Vec::new() };
     let fleet = Fleet::new(&args.controllers, Some(&Keyring::new(ring, Clock::system())?))?;
-    let begun = begin(&fleet, &args.user).await?;
+    let begun = begin(&fleet, args.user.as_deref()).await?;
     // Whoever had a context of this name was somebody else.
     let files = Files::of(path, &args.save_as);
     files.remove();
@@ -61,7 +62,8 @@ pub(crate) async fn login_at(args: LoginArgs, path: &Path) -> Result<(), Failure
     output::line(&format!("logged in as {} until {until}, in the context {}", begun.user, args.save_as))
 }
 
-async fn begin(fleet: &Fleet, user: &str) -> Result<v1::Session, Failure> {
+async fn begin(fleet: &Fleet, user: Option<&str>) -> Result<v1::Session, Failure> {
+    let Some(user) = user else { return provider::begin(fleet).await };
     let password = prompted(&format!("password of {user}: "))?;
     let request = || v1::LoginRequest { user: user.to_owned(), password: password.expose().to_owned() };
     Ok(fleet.access(async |mut client| client.login(request()).await).await?)

@@ -19,6 +19,7 @@ pub(crate) mod host;
 pub(crate) mod host_set;
 pub(crate) mod image;
 pub(crate) mod listing;
+mod provider;
 pub(crate) mod record;
 pub(crate) mod rights;
 pub(crate) mod rule_flag;

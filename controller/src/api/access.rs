@@ -7,20 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::invalid::in_range;
-use dunlin_model::rights::{ApiTokenSpec, User, Verb};
+use dunlin_model::rights::{ApiTokenSpec, User, UserSpec, Verb};
 use dunlin_model::{ControllerId, ErrorCode, Invalid, Kind, Name, Object, Secret, Timestamp};
 use dunlin_proto::v1::access_server::{Access, AccessServer};
 use dunlin_proto::{Fault, read, v1};
-use dunlin_state::Write;
 use dunlin_state::rights::{RightsSpec, RightsWrite, Scope, Subject};
+use dunlin_state::{Command, Write};
 use futures_util::future::join_all;
 use tonic::{Request, Response, Status};
 
 use super::call::{CALL_DEADLINE, Call};
-use super::{carry, commit, identities, peers, reads};
+use super::{carry, commit, identities, peers, reads, rejected_fault};
 use crate::audit::{self, AuditError, Entry, Wanted};
 use crate::node::Node;
-use crate::rights::{self, Caller};
+use crate::rights::{self, Caller, Provider};
 use crate::{clock, mint};
 
 /// How long a session lasts, s: a working day.
@@ -70,6 +70,40 @@ impl Doorman {
             return Err(refuse(entry, fault));
         };
         self.node.attempts.succeeded(&asked.user, &caller.from);
+        self.begin_session(entry, &user).await
+    }
+
+    fn provider(&self) -> Result<&Provider, Fault> {
+        let none = || {
+            Fault::new(ErrorCode::NotFound, "no identity provider vouches for people here; log in as USER")
+        };
+        self.node.provider.as_ref().ok_or_else(none)
+    }
+
+    async fn log_in_by_provider(
+        &self,
+        caller: &Caller,
+        asked: v1::LoginByProviderRequest,
+    ) -> Result<v1::Session, Fault> {
+        let entry = Entry::of(caller, "login");
+        let vouched = self.provider()?.identify(&Secret::new(asked.id_token), &asked.nonce).await;
+        let vouched = vouched.map_err(|fault| rights::refuse(&self.node, entry.clone(), fault))?;
+        let entry = entry.about("User", vouched.name.as_str(), None);
+        let name = vouched.name.clone();
+        let known = self.node.replica.read().user_named(&name).cloned();
+        if known.is_none_or(|known| {
+            known.spec != UserSpec { disabled: known.spec.disabled, ..vouched.spec.clone() }
+        }) {
+            let uid = dunlin_model::UserId(mint::uuid());
+            let write = Write::Rights(RightsWrite::Vouch { uid, name: name.clone(), spec: vouched.spec });
+            let command = Command::Write { key: mint::secret(), write };
+            let proposed = self.node.replica.propose(&command).await;
+            let proposed = proposed.map_err(|e| carry::propose_fault(&e))?;
+            proposed.map_err(|e| rights::refuse(&self.node, entry.clone(), rejected_fault(e)))?;
+        }
+        let user = self.node.replica.read().user_named(&name).filter(|user| !user.spec.disabled).cloned();
+        let gone = || Fault::new(ErrorCode::Unauthenticated, format!("the user {name} is disabled"));
+        let user = user.ok_or_else(|| rights::refuse(&self.node, entry.clone(), gone()))?;
         self.begin_session(entry, &user).await
     }
 
@@ -276,6 +310,28 @@ impl Access for Doorman {
         let caller = Arc::clone(&call.caller);
         let local = |asked| self.log_in(&caller, asked);
         let remote = |channel, request| async move { peers::access(channel).login(request).await };
+        Ok(Response::new(carry::to_leader(&self.node, call, request.into_inner(), local, remote).await?))
+    }
+
+    async fn show_provider(
+        &self,
+        _: Request<v1::ShowProviderRequest>,
+    ) -> Result<Response<v1::Provider>, Status> {
+        let known = &self.provider()?.config;
+        let (issuer, client_id) = (known.issuer.clone(), known.client_id.clone());
+        Ok(Response::new(v1::Provider { issuer, client_id, scope: known.scope.clone() }))
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn login_by_provider(
+        &self,
+        request: Request<v1::LoginByProviderRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let caller = Arc::clone(&call.caller);
+        let local = |asked| self.log_in_by_provider(&caller, asked);
+        let remote =
+            |channel, request| async move { peers::access(channel).login_by_provider(request).await };
         Ok(Response::new(carry::to_leader(&self.node, call, request.into_inner(), local, remote).await?))
     }
 

@@ -13,8 +13,10 @@
 
 mod attempts;
 mod caller;
+mod id_token;
 mod judge;
 mod password;
+mod provider;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +24,5 @@ pub(crate) use attempts::Attempts;
 pub(crate) use caller::{AUTHORIZATION, Caller, FORWARDED_KEY, enter};
 pub(crate) use judge::{allow, authorise, authorise_all, grants, hide, refuse};
 pub(crate) use password::Passwords;
+pub(crate) use provider::Provider;
+pub use provider::ProviderConfig;

@@ -36,7 +36,12 @@ const REST: &str = "/v1/";
 /// What helps whoever shows nothing.
 const LOG_IN: &str = ", nor a token: log in first (`dunlin login USER`)";
 /// What nobody in particular may call: there the token or the password is the proof.
-const OPEN: &[&str] = &["/dunlin.v1.Identities/Join", "/dunlin.v1.Access/Login"];
+const OPEN: &[&str] = &[
+    "/dunlin.v1.Identities/Join",
+    "/dunlin.v1.Access/Login",
+    "/dunlin.v1.Access/LoginByProvider",
+    "/dunlin.v1.Access/ShowProvider",
+];
 /// What anybody with a certificate may call.
 const EVERYBODYS: &[&str] = &["/dunlin.v1.Identities/Renew", "/dunlin.v1.Identities/WhoAmI"];
 /// What an agent may call beside those: its session and consoles, the bytes of images, and which of them there still are

@@ -55,6 +55,7 @@ macro_rules! hidden {
 
 hidden! {
     LoginRequest { user }
+    LoginByProviderRequest {}
     Session { user, expires_ms }
     SetPasswordRequest { user }
     CreateApiTokenResponse { object }
