@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Expected, Keys, TokenError, verify};
 
-/// Made for this test, and good for nothing else.
+/// PKCS #1, made for this test and good for nothing else.
 const RSA_KEY: &str = include_str!("id_token_test_key.txt");
 
 /// A provider with a key of each kind.
@@ -28,7 +28,7 @@ impl Issuer {
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
         let p256 = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.as_ref(), &random).unwrap();
-        let rsa = RsaKeyPair::from_pkcs8(&STANDARD.decode(RSA_KEY.trim()).unwrap()).unwrap();
+        let rsa = RsaKeyPair::from_der(&STANDARD.decode(RSA_KEY.trim()).unwrap()).unwrap();
         Self { rsa, p256 }
     }
 
