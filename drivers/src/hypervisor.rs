@@ -127,6 +127,21 @@ pub struct Guest {
     pub resumed_at_ms: Option<u64>,
 }
 
+/// A guest that somebody else made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its UUID, which becomes the VM's when it is adopted.
+    pub vm: VmId,
+    /// Its name, as it is there.
+    pub name: String,
+    /// It has a process.
+    pub running: bool,
+    /// How it is built, as far as that can be said; or why it cannot.
+    pub spec: Result<VmSpec, String>,
+    /// What the spec has no word for, in document order. It stays as it is.
+    pub left_out: Vec<String>,
+}
+
 /// What a guest's process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Run {
@@ -184,6 +199,24 @@ pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
 
     /// News of all guests.
     fn notices(&self) -> broadcast::Receiver<Notice>;
+
+    /// Guests on this host that run or are defined and that nobody here manages. None where a driver knows only its own.
+    async fn foreign(&self) -> DriverResult<Vec<Foreign>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes a foreign guest that runs under management, where it is and as it is; it carries this incarnation from now
+    /// on. Done when it is managed under this very incarnation.
+    async fn adopt(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<Guest> {
+        let _ = (vm, incarnation);
+        Err(DriverError::unsupported(self.name(), "adopt"))
+    }
+
+    /// Gives an adopted guest back as it is: it goes on, and nobody here manages it. Done when nobody does.
+    async fn release(&self, vm: VmId) -> DriverResult<()> {
+        let _ = vm;
+        Err(DriverError::unsupported(self.name(), "release"))
+    }
 
     /// Brings up a process. Pre: no process of this VM is left, or it is of this very incarnation (then: done).
     /// Post: Running or Paused; for `Incoming`, listening with `endpoint` set. On failure nothing is left behind but

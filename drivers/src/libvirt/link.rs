@@ -6,6 +6,7 @@
 //!     +---- wait, or somebody asks <---------- Down <-----------+ the daemon ends: guests go on, nothing is told of them
 //! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,7 +110,8 @@ impl Site {
             return;
         }
         if seen.pid.is_none() && self.config.is_local() {
-            let pid = tokio::task::spawn_blocking(move || qemu_of(vm)).await.ok().flatten();
+            let sockets = self.config.uri.sockets();
+            let pid = tokio::task::spawn_blocking(move || qemu_of(vm, &sockets)).await.ok().flatten();
             self.guests.note(vm, |seen| seen.pid = pid);
         }
         if seen.vnc.is_none() && record.has_display {
@@ -207,14 +209,22 @@ pub(super) fn domain(vm: VmId) -> Domain {
     Domain { name: String::new(), uuid: *vm.0.as_bytes(), id: -1 }
 }
 
-/// The QEMU process that carries this UUID.
-fn qemu_of(vm: VmId) -> Option<u32> {
+/// The QEMU process that carries this UUID and shares its network with the daemon: beside a migration between two daemons
+/// of one machine there are two with it.
+fn qemu_of(vm: VmId, sockets: &[PathBuf]) -> Option<u32> {
+    let network = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let daemon = sockets.iter().find_map(|socket| {
+        let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+        network(&peer.pid.as_raw_nonzero().to_string())
+    });
     let uuid = vm.to_string();
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let name = entry.file_name();
+        let pid = name.to_str()?.parse().ok()?;
         let command = std::fs::read(entry.path().join("cmdline")).ok()?;
         let mut words = command.split(|byte| *byte == 0);
         let found = words.any(|word| word == b"-uuid") && words.next() == Some(uuid.as_bytes());
-        found.then_some(pid)
+        (found && (daemon.is_none() || network(name.to_str()?) == daemon)).then_some(pid)
     })
 }

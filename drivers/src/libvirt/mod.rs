@@ -13,6 +13,7 @@
 
 pub mod client;
 mod console;
+mod foreign;
 mod guests;
 mod landing;
 mod launch;
@@ -44,7 +45,7 @@ use self::record::Shelf;
 use self::wire::fault;
 use crate::DriverError;
 use crate::error::DriverErrorKind;
-use crate::hypervisor::{DriverResult, Guest, Hypervisor, Launch, Notice, Run};
+use crate::hypervisor::{DriverResult, Foreign, Guest, Hypervisor, Launch, Notice, Run};
 
 /// Which daemon, and where the driver keeps its files.
 #[derive(Clone, Debug)]
@@ -178,6 +179,18 @@ impl Hypervisor for Libvirt {
 
     fn notices(&self) -> broadcast::Receiver<Notice> {
         self.site.guests.notices.subscribe()
+    }
+
+    async fn foreign(&self) -> DriverResult<Vec<Foreign>> {
+        foreign::foreign(&self.site).await
+    }
+
+    async fn adopt(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<Guest> {
+        foreign::adopt(&self.site, vm, incarnation).await
+    }
+
+    async fn release(&self, vm: VmId) -> DriverResult<()> {
+        foreign::release(&self.site, vm).await
     }
 
     async fn start(&self, launch: Launch) -> DriverResult<Guest> {

@@ -51,6 +51,9 @@ pub(super) struct Record {
     pub(super) incoming: Option<Endpoint>,
     #[serde(default)]
     pub(super) outgoing: Option<Outgoing>,
+    /// Somebody else made it; it can be given back.
+    #[serde(default)]
+    pub(super) adopted: bool,
 }
 
 /// A sending that was begun.
@@ -102,6 +105,7 @@ impl Record {
             local_disks: Vec::new(),
             incoming: None,
             outgoing: None,
+            adopted: false,
         }
     }
 }

@@ -31,14 +31,15 @@ const SAVE_DEADLINE: Duration = Duration::from_secs(3600);
 /// libvirt asks the process to end, waits ten seconds, kills it, and waits again.
 const DESTROY_DEADLINE: Duration = Duration::from_secs(60);
 /// Changes that are for the process, and for its definition.
-const AFFECT_LIVE: u32 = 1;
+pub(super) const AFFECT_LIVE: u32 = 1;
+pub(super) const AFFECT_CONFIG: u32 = 2;
 const AFFECT_BOTH: u32 = 3;
 /// What a power-off is followed by.
 const ON_POWEROFF: u32 = 0;
 const ACTION_DESTROY: u32 = 0;
 const ACTION_RESTART: u32 = 1;
 /// An element of somebody's own in a domain's metadata.
-const METADATA_ELEMENT: i32 = 2;
+pub(super) const METADATA_ELEMENT: i32 = 2;
 /// Figures wanted of each domain: CPU time, memory, vCPUs.
 const STATS: u32 = 2 | 4 | 8;
 /// Only of domains that run.
@@ -123,8 +124,11 @@ pub(super) async fn forget(site: &Site, vm: VmId) -> DriverResult<()> {
     if record.ended.is_none() {
         return Err(fail(verb, DriverErrorKind::Refused, "its process is there"));
     }
-    let client = site.client(verb).await?;
-    start::undefine(&client, vm, verb).await?;
+    // An adopted one's definition is its owner's.
+    if !record.adopted {
+        let client = site.client(verb).await?;
+        start::undefine(&client, vm, verb).await?;
+    }
     site.guests.remove(vm, verb)
 }
 

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Nothing runs: what is not told at once is not told at all.
 const PLAYED_PATIENCE: Duration = Duration::from_secs(5);
 
-struct LibvirtFixture {
+pub(super) struct LibvirtFixture {
     daemons: [Daemon; 2],
     uri: &'static str,
     /// The test hypervisor forgets everything when nobody looks.
@@ -34,7 +34,7 @@ struct LibvirtFixture {
 }
 
 impl LibvirtFixture {
-    fn new(uri: &'static str) -> Self {
+    pub(super) fn new(uri: &'static str) -> Self {
         let daemons = Daemon::pair();
         Self {
             daemons,
@@ -43,6 +43,14 @@ impl LibvirtFixture {
             sites: Mutex::default(),
             open: Mutex::default(),
         }
+    }
+
+    pub(super) fn path(&self, host: usize, name: &str) -> PathBuf {
+        self.daemons[host].path(name)
+    }
+
+    pub(super) fn uri(&self, host: usize) -> String {
+        self.daemons[host].uri(self.uri)
     }
 
     fn is_qemu(&self) -> bool {
@@ -59,7 +67,7 @@ impl LibvirtFixture {
     }
 
     /// Somebody else at the same daemon.
-    async fn other(&self, host: usize) -> Client {
+    pub(super) async fn other(&self, host: usize) -> Client {
         let uri = self.daemons[host].uri(self.uri).parse().expect("uri");
         Client::open(&uri, None).await.expect("open").0
     }

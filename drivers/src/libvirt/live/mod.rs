@@ -1,6 +1,7 @@
 //! Real libvirtds on this machine, each in mount, network and host name spaces of its own: hosts of their own to libvirt.
 //! Nothing of them is left when a test ends.
 
+mod adoption;
 mod conforms;
 mod daemon;
 
