@@ -29,6 +29,10 @@ pub struct Config {
     /// URI at which agents of other hosts reach that daemon for migrations; `ADDRESS` in it stands for this host's
     /// address. By TLS at that address when it is not said.
     pub libvirt_peer: Option<String>,
+    /// Run containers.
+    pub lxc: bool,
+    /// Run guests with User Mode Linux.
+    pub uml: bool,
     /// Play guests with the simulated hypervisor, on a pretended host of this size.
     pub test: Option<SimulatedHost>,
     /// Most that fetched images may take, MiB. Those that a VM here needs stay whatever they take.

@@ -34,8 +34,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_drivers::libvirt::{Libvirt, LibvirtConfig};
+use dunlin_drivers::lxc::{self, LxcConfig};
 use dunlin_drivers::qemu::{Qemu, QemuConfig};
 use dunlin_drivers::simulated::{SimConfig, SimDriver};
+use dunlin_drivers::uml::{self, UmlConfig};
 use dunlin_drivers::{DriverError, Hypervisor};
 use thiserror::Error;
 
@@ -79,7 +81,7 @@ pub enum Error {
     #[error("the guests that run here could not be taken over: {0}")]
     Takeover(#[source] DriverError),
     /// Nothing could run a guest.
-    #[error("no driver is enabled: a host needs qemu, libvirt or test")]
+    #[error("no driver is enabled: a host needs one of qemu, lxc, uml, libvirt and test")]
     NoDriver,
 }
 
@@ -120,6 +122,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         let mut libvirt = LibvirtConfig::new(config.data_dir.join("libvirt"), uri)?;
         libvirt.peer.clone_from(&config.libvirt_peer);
         drivers.push(Arc::new(Libvirt::open(libvirt).map_err(Error::Driver)?));
+    }
+    if config.lxc {
+        drivers.push(Arc::new(lxc::driver(LxcConfig::new(config.data_dir.join("lxc")))));
+    }
+    if config.uml {
+        drivers.push(Arc::new(uml::driver(UmlConfig::new(config.data_dir.join("uml")))));
     }
     if let Some(played) = config.test {
         let listen = config.address.clone();

@@ -95,6 +95,21 @@ pub(crate) fn missing(
     Ok(names)
 }
 
+/// The ends on this host of the pairs that a container's NICs are to be, none of which is made here.
+pub(crate) fn ends(
+    networks: &BTreeMap<Name, Network>,
+    vm: VmId,
+    nics: &[Nic],
+) -> Result<Vec<LaunchNic>, NetworkError> {
+    let end = |(index, nic)| {
+        Ok(match resolve(networks, vm, index, nic)? {
+            Some(Tap { interface, bridge }) => LaunchNic::Veth { interface, bridge },
+            None => LaunchNic::User,
+        })
+    };
+    nics.iter().enumerate().map(end).collect()
+}
+
 /// Makes what is not there and plugs every NIC in.
 pub(crate) async fn plug(
     networks: &BTreeMap<Name, Network>,

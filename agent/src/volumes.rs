@@ -176,8 +176,9 @@ impl Volumes {
                 shared: disk.shared,
             });
         }
-        let real = matches!(need.spec.driver, DriverName::Qemu | DriverName::Libvirt);
-        if let (Boot::Kernel { kernel, initrd, .. }, true) = (&need.spec.boot, real) {
+        if let (Boot::Kernel { kernel, initrd, .. }, true) =
+            (&need.spec.boot, need.spec.driver != DriverName::Test)
+        {
             ready.kernel = Some(unless_given_up(need, file(need, "kernel", kernel, images, tell)).await?);
             if let Some(initrd) = initrd {
                 ready.initrd = Some(unless_given_up(need, file(need, "initrd", initrd, images, tell)).await?);

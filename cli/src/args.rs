@@ -93,6 +93,9 @@ pub(crate) enum Noun {
     /// The cluster's certificate authority
     #[command(subcommand)]
     Ca(CaVerb),
+    /// Hypervisor drivers of all hosts
+    #[command(subcommand)]
+    Driver(DriverVerb),
     /// One-time tokens with which hosts, controllers and admins join
     #[command(subcommand)]
     Token(TokenVerb),
@@ -253,6 +256,8 @@ pub(crate) struct AgentArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DriverArg {
     Qemu,
+    Lxc,
+    Uml,
     Test,
     Libvirt,
 }
@@ -307,6 +312,13 @@ pub(crate) enum ClusterVerb {
     Policy,
     /// Count how many more VMs of a flavour fit
     Capacity(Box<CapacityArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DriverVerb {
+    /// List what each host has probed of each driver, and how
+    #[command(visible_alias = "ls")]
+    List,
 }
 
 #[derive(Debug, Subcommand)]

@@ -138,6 +138,8 @@ pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> 
             .libvirt_uri
             .or_else(|| args.drivers.contains(&DriverArg::Libvirt).then(|| LIBVIRT_URI.to_owned())),
         libvirt_peer: args.libvirt_peer_uri,
+        lxc: args.drivers.contains(&DriverArg::Lxc),
+        uml: args.drivers.contains(&DriverArg::Uml),
         test: args
             .drivers
             .contains(&DriverArg::Test)
@@ -163,6 +165,8 @@ pub(crate) fn driver_name(driver: DriverArg) -> DriverName {
         DriverArg::Qemu => DriverName::Qemu,
         DriverArg::Test => DriverName::Test,
         DriverArg::Libvirt => DriverName::Libvirt,
+        DriverArg::Lxc => DriverName::Lxc,
+        DriverArg::Uml => DriverName::Uml,
     }
 }
 

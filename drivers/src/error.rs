@@ -1,6 +1,6 @@
 //! How a driver fails: the verb, the kind of failure, and the hypervisor's own words.
 
-use dunlin_model::capabilities::DriverName;
+use dunlin_model::capabilities::{DriverName, NOT_SUPPORTED};
 use thiserror::Error;
 
 /// What went wrong, and what may be done about it.
@@ -48,6 +48,6 @@ impl DriverError {
     /// The driver has no such power.
     #[must_use]
     pub fn unsupported(driver: DriverName, verb: &'static str) -> Self {
-        Self::new(driver, verb, DriverErrorKind::Unsupported, "not supported by this driver")
+        Self::new(driver, verb, DriverErrorKind::Unsupported, NOT_SUPPORTED)
     }
 }

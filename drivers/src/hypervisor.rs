@@ -78,6 +78,13 @@ pub enum LaunchNic {
     User,
     /// A tap interface that exists.
     Tap(String),
+    /// A pair of interfaces that the driver makes and that goes with the guest: a container has no card to back.
+    Veth {
+        /// The host's end.
+        interface: String,
+        /// What the host's end is plugged into.
+        bridge: Option<String>,
+    },
 }
 
 /// How a process gets its memory.

@@ -9,9 +9,15 @@ pub mod domain_xml;
 pub mod error;
 pub mod footprint;
 pub mod hypervisor;
+mod keep;
 pub mod libvirt;
+mod logs;
+pub mod lxc;
+mod process;
 pub mod qemu;
+mod run_dir;
 pub mod simulated;
+pub mod uml;
 
 pub use error::DriverError;
 pub use hypervisor::{Guest, Hypervisor, Launch, LaunchMode, Notice};

@@ -230,7 +230,7 @@ pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
     machine.prop_flat_map(|machine| {
         let size = (power(), 1u32..=288, 16u64..=4 << 20);
         let how = (
-            select(vec![DriverName::Qemu, DriverName::Test, DriverName::Libvirt]),
+            select(drivers()),
             select(vec![AccelChoice::Any, AccelChoice::Kvm, AccelChoice::Tcg]),
             select(vec![Arch::X86_64, Arch::I686]),
             "[a-z0-9+,=-]{0,12}",
@@ -344,8 +344,16 @@ pub(crate) fn vm() -> impl Strategy<Value = Vm> {
     resource(dunlin_model::VmId, vm_spec(), vm_status())
 }
 
+fn drivers() -> Vec<DriverName> {
+    vec![DriverName::Qemu, DriverName::Test, DriverName::Libvirt, DriverName::Lxc, DriverName::Uml]
+}
+
 fn driver() -> impl Strategy<Value = DriverCapabilities> {
-    let probe = (select(vec![Accel::Kvm, Accel::Tcg, Accel::Simulated]), any::<bool>(), words())
+    let probe = (
+        select(vec![Accel::Kvm, Accel::Tcg, Accel::Simulated, Accel::Container, Accel::Uml]),
+        any::<bool>(),
+        words(),
+    )
         .prop_map(|(accel, usable, evidence)| AccelProbe { accel, usable, evidence });
     let powers = vec![
         DriverPower::Pause,
@@ -358,7 +366,7 @@ fn driver() -> impl Strategy<Value = DriverCapabilities> {
         DriverPower::Vnc,
     ];
     let texts = || btree_set("[a-z0-9]{1,6}", 0..4);
-    let name = select(vec![DriverName::Qemu, DriverName::Test, DriverName::Libvirt]);
+    let name = select(drivers());
     (name, words(), vec(probe, 0..3), texts(), texts(), btree_set(select(powers), 0..8)).prop_map(
         |(name, version, accels, machines, cpu_models, powers)| DriverCapabilities {
             name,

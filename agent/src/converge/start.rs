@@ -92,7 +92,18 @@ impl Host {
         let nics = match spec.driver {
             // A simulated guest sends nothing.
             DriverName::Test => vec![LaunchNic::User; spec.nics.len()],
-            DriverName::Qemu | DriverName::Libvirt => {
+            DriverName::Lxc => {
+                let ends = network::ends(&self.config.networks, vm, &spec.nics)?;
+                // Made by the driver, and gone with the container; remembered for a host that lost it in between.
+                let names = ends.iter().filter_map(|end| match end {
+                    LaunchNic::Veth { interface, .. } => Some(interface.clone()),
+                    LaunchNic::User | LaunchNic::Tap(_) => None,
+                });
+                let names: Vec<_> = names.collect();
+                self.amend(vm, |record| record.taps.extend(names)).await?;
+                ends
+            }
+            DriverName::Qemu | DriverName::Uml | DriverName::Libvirt => {
                 let missing = network::missing(&self.config.networks, vm, &spec.nics)?;
                 self.amend(vm, |record| record.taps.extend(missing)).await?;
                 network::plug(&self.config.networks, vm, &spec.nics).await?

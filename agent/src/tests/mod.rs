@@ -43,6 +43,8 @@ impl House {
             labels: Labels::new(),
             address: "127.0.0.1".to_owned(),
             qemu: false,
+            lxc: false,
+            uml: false,
             test: Some(SimulatedHost { cpus: 8, mem_mib: 8192 }),
             libvirt: None,
             libvirt_peer: None,

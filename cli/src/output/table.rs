@@ -107,7 +107,7 @@ fn host_row(host: &Host, around: &Surroundings) -> Cells {
     };
     let way = |d: &dunlin_model::capabilities::DriverCapabilities| {
         let usable = d.accels.iter().filter(|probe| probe.usable);
-        let accels: Vec<_> = usable.map(|probe| format!("{:?}", probe.accel).to_lowercase()).collect();
+        let accels: Vec<_> = usable.map(|probe| probe.accel.to_string()).collect();
         format!("{}({})", d.name, accels.join(","))
     };
     let capabilities = &status.capabilities;

@@ -5,7 +5,7 @@ use dunlin_model::task::Act;
 use dunlin_model::{ErrorCode, Kind, Object, Role};
 use dunlin_proto::{Fault, v1};
 
-use super::{Session, authority, host_set, listing};
+use super::{Session, authority, driver, host_set, listing};
 use crate::args::{HostVerb, WaitArgs};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -17,7 +17,7 @@ const STALE_TRIES_MAX: usize = 5;
 pub(crate) async fn run(session: &Session, verb: HostVerb) -> Result<(), Failure> {
     match verb {
         HostVerb::List(args) => listing::run(session, Kind::Host, &args).await,
-        HostVerb::Show { name } => show(session, Kind::Host, &name).await,
+        HostVerb::Show { name } => driver::host(session, &session.fleet.get(Kind::Host, &name).await?),
         HostVerb::Cordon { name } => cordon(session, &name, true, "cordoned").await,
         HostVerb::Uncordon { name } => cordon(session, &name, false, "uncordoned").await,
         HostVerb::Set(args) => host_set::run(session, args).await,

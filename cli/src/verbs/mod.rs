@@ -11,6 +11,7 @@ pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod controller;
 pub(crate) mod document;
+mod driver;
 pub(crate) mod enrol;
 pub(crate) mod explain;
 pub(crate) mod files;
@@ -96,6 +97,7 @@ async fn verb(session: &Session, noun: Noun) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(session, verb).await,
         Noun::Ca(verb) => authority::run(session, verb).await,
         Noun::Host(verb) => host::run(session, verb).await,
+        Noun::Driver(verb) => driver::run(session, verb).await,
         Noun::Login(args) => access::login(session, args).await,
         Noun::Logout => access::logout(session).await,
         Noun::Whoami => access::whoami(session).await,

@@ -24,7 +24,7 @@ pub(crate) struct VmFlags {
     /// vCPUs [default: 1]
     #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 288"))]
     cpus: Option<u32>,
-    /// Hypervisor driver: qemu or test
+    /// Hypervisor driver: qemu, lxc, uml, libvirt or test
     #[arg(long)]
     driver: Option<String>,
     /// Project it belongs to
@@ -117,7 +117,10 @@ impl VmFlags {
         set(&mut spec.mem_mib, self.mem_mib);
         set(&mut spec.cpus, self.cpus);
         set(&mut spec.project, self.project.clone());
-        set(&mut spec.driver, word::<DriverName>("--driver", self.driver.as_deref(), "qemu or test")?);
+        set(
+            &mut spec.driver,
+            word::<DriverName>("--driver", self.driver.as_deref(), "qemu, lxc, uml, libvirt or test")?,
+        );
         set(&mut spec.accel, word::<AccelChoice>("--accel", self.accel.as_deref(), "any, kvm or tcg")?);
         set(
             &mut spec.machine,

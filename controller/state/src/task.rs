@@ -1,6 +1,6 @@
 //! Tasks: the one table of phases, who may begin one, and what its end brings.
 
-use dunlin_model::capabilities::DriverPower;
+use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
@@ -108,8 +108,7 @@ fn order(draft: &mut Draft, uid: TaskId, spec: &TaskSpec) -> Result<TaskSpec, Re
     let host = vm.status.host.ok_or_else(|| wrong("has no host".to_owned()))?;
     let driver = draft.state.host(host).and_then(|host| host.status.capabilities.driver(vm.spec.driver));
     if !driver.is_some_and(|driver| driver.powers.contains(&power)) {
-        let message = format!("driver {} on the host of VM {name} cannot {}", vm.spec.driver, act.as_str());
-        return Err(Rejected::new(ErrorCode::Unsupported, message));
+        return Err(Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, act.as_str())));
     }
     let order = OrderFor { vm: vm.metadata.uid, host, incarnation: vm.status.incarnation };
     draft.state.orders.insert(uid, order);

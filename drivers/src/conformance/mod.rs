@@ -5,6 +5,7 @@
 
 mod life;
 mod moves;
+pub mod page;
 mod world;
 
 use std::fmt;
@@ -51,6 +52,11 @@ pub trait Fixture: Send + Sync {
 
     /// Does the guest switch itself off when its power button is pressed?
     fn hears_power_button(&self) -> bool {
+        true
+    }
+
+    /// Does a machine that restarts keep its process? Where it cannot, it has another one under the same incarnation.
+    fn keeps_process(&self) -> bool {
         true
     }
 

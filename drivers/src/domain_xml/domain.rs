@@ -62,11 +62,19 @@ fn domain(mut root: Element<'_>, sieve: &mut Sieve) -> Result<(Name, Option<VmId
         return Err(root.value("", problem, "a <domain>"));
     }
     let mut spec = VmSpec::new(0);
-    (spec.driver, spec.accel) = match root.required("type", "qemu, kvm or test")? {
+    (spec.driver, spec.accel) = match root.required("type", "qemu, kvm, test, lxc or uml")? {
         "qemu" => (DriverName::Qemu, AccelChoice::Any),
         "kvm" => (DriverName::Qemu, AccelChoice::Kvm),
         "test" => (DriverName::Test, AccelChoice::Any),
-        other => return Err(root.value("@type", format!("{other:?} is not run here"), "qemu, kvm or test")),
+        "lxc" => (DriverName::Lxc, AccelChoice::Any),
+        "uml" => (DriverName::Uml, AccelChoice::Any),
+        other => {
+            return Err(root.value(
+                "@type",
+                format!("{other:?} is not run here"),
+                "qemu, kvm, test, lxc or uml",
+            ));
+        }
     };
     // The number libvirt gives a running domain; means nothing elsewhere.
     root.attr("id");

@@ -20,6 +20,8 @@ pub fn write(vm: &Vm) -> Result<String, XmlError> {
     let mut out = Text::default();
     let kind = match (vm.spec.driver, vm.spec.accel) {
         (DriverName::Test, _) => "test",
+        (DriverName::Lxc, _) => "lxc",
+        (DriverName::Uml, _) => "uml",
         (_, AccelChoice::Kvm) => "kvm",
         _ => "qemu",
     };

@@ -207,7 +207,7 @@ impl Shelf {
         };
         let mut first = Ok(());
         for entry in entries.flatten() {
-            match crate::qemu::logs::trim(&entry.path()) {
+            match crate::logs::trim(&entry.path()) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound && first.is_ok() => first = Err(e),
                 _ => {}
             }

@@ -122,7 +122,9 @@ fn board(words: &mut Words, launch: &Launch, around: &Surroundings<'_>) {
 fn accel(accel: Accel) -> String {
     match accel {
         Accel::Kvm => "kvm".to_owned(),
-        Accel::Tcg | Accel::Simulated => format!("tcg,tb-size={TCG_CACHE_MIB}"),
+        Accel::Tcg | Accel::Simulated | Accel::Container | Accel::Uml => {
+            format!("tcg,tb-size={TCG_CACHE_MIB}")
+        }
     }
 }
 
@@ -230,7 +232,9 @@ fn transport(machine: MachineType) -> &'static str {
 fn network(words: &mut Words, launch: &Launch, index: usize, nic: &LaunchNic) {
     let backend = match nic {
         LaunchNic::User => format!("user,id=net{index}"),
-        LaunchNic::Tap(name) => format!("tap,id=net{index},ifname={name},script=no,downscript=no"),
+        LaunchNic::Tap(name) | LaunchNic::Veth { interface: name, .. } => {
+            format!("tap,id=net{index},ifname={name},script=no,downscript=no")
+        }
     };
     words.pair("-netdev", backend);
     let asked = launch.spec.nics.get(index).cloned().unwrap_or(device::Nic {

@@ -18,12 +18,10 @@ mod incoming;
 pub(crate) mod kvm;
 #[cfg(test)]
 mod live;
-pub(crate) mod logs;
 mod outgoing;
 mod owner;
 mod passes;
 mod probe;
-mod process;
 mod qmp;
 mod record;
 mod save;
@@ -46,9 +44,10 @@ use tokio::time::timeout;
 
 use self::owner::{Answer, Ask, State, Verb};
 use self::process::{Process, Stat, waited_ms};
-use self::record::RunDir;
 use crate::hypervisor::{DriverResult, Guest, Hypervisor, Launch, Notice, Run};
+use crate::run_dir::RunDir;
 use crate::{DriverError, error::DriverErrorKind};
+use crate::{logs, process};
 
 /// QEMU answers a command within milliseconds. On a host that swaps it may take long; beyond this it counts as hung.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(20);
@@ -154,7 +153,8 @@ impl Qemu {
             self.guests().extend(handles);
             Ok(())
         };
-        let failed = |e: record::RecordError| fail(verb, DriverErrorKind::Transient, owner::chain(&e));
+        let failed =
+            |e: crate::run_dir::RecordError| fail(verb, DriverErrorKind::Transient, owner::chain(&e));
         self.adopted.get_or_try_init(adopt).await.map_err(failed).map(drop)
     }
 
@@ -366,7 +366,7 @@ impl Hypervisor for Qemu {
 
     async fn trim_logs(&self) -> DriverResult<()> {
         let dir = self.site.config.dir.clone();
-        let trimmed = tokio::task::spawn_blocking(move || logs::trim_all(&dir)).await;
+        let trimmed = tokio::task::spawn_blocking(move || logs::trim_all(&dir, &["qemu.log"])).await;
         let trimmed = trimmed.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         trimmed.map_err(|e| fail("trim_logs", DriverErrorKind::Transient, e.to_string()))
     }

@@ -21,11 +21,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::outgoing::Sending;
 use super::process::Process;
 use super::qmp::{Event, Qmp, QmpError};
-use super::record::{Outgoing, Record, RecordError, RunDir};
+use super::record::{Outgoing, Record};
 use super::save::Save;
 use super::{COMMAND_DEADLINE, Site, fail};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Guest, Notice, Run};
+use crate::run_dir::{RecordError, RunDir};
 use crate::{DriverError, hypervisor};
 
 /// How often a copy's progress is told, and looked at in case an event was lost.
@@ -587,7 +588,7 @@ pub(super) fn ending(record: &Record, end: &str, dir: &RunDir) -> String {
         Some(EndCause::GuestShutdown) => "the guest powered itself off".to_owned(),
         Some(EndCause::Died) => "the guest's kernel panicked".to_owned(),
         Some(EndCause::Told) => String::new(),
-        Some(EndCause::Refused) | None => match dir.words() {
+        Some(EndCause::Refused) | None => match dir.words("qemu.log") {
             words if words.is_empty() => format!("QEMU is gone: {end}"),
             words => format!("{words} ({end})"),
         },

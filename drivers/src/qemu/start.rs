@@ -25,11 +25,12 @@ use super::command::{self, Surroundings};
 use super::owner::{Fault, Owner, State, chain, ending};
 use super::process::Process;
 use super::qmp::{Event, Qmp, QmpError};
-use super::record::{RECORD_VERSION, Record, RecordError, RunDir};
+use super::record::{RECORD_VERSION, Record, STALE};
 use super::{ASKS_MAX, DEATH_DEADLINE, GREETING_DEADLINE, Handle, START_DEADLINE, Site};
 use super::{incoming, owner, probe, save};
 use crate::DriverError;
 use crate::hypervisor::{Launch, LaunchMode};
+use crate::run_dir::{RecordError, RunDir};
 
 /// How long a found process may take to answer; a second agent that still holds the monitor would take for ever.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ pub(super) fn seat(
     incarnation: Incarnation,
 ) -> Result<(Handle, Seat), RecordError> {
     let dir = RunDir::new(&site.config.dir, vm);
-    dir.prepare()?;
+    dir.prepare(STALE)?;
     seat_in(site, dir, incarnation)
 }
 
@@ -147,7 +148,7 @@ async fn unmake(dir: &RunDir, process: Option<&Arc<Process>>, fault: Fault) -> D
         // Killed and gone, or unkillable and on its own: the lock in its folder still says so.
         let _ = timeout(DEATH_DEADLINE, process.gone()).await;
         if closed {
-            let words = dir.words();
+            let words = dir.words("qemu.log");
             error.kind = crate::error::DriverErrorKind::Refused;
             error.message =
                 if words.is_empty() { format!("QEMU ended: {}", end.unwrap_or_default()) } else { words };
@@ -355,7 +356,7 @@ pub(super) async fn adopt_all(site: &Arc<Site>) -> Result<Vec<(VmId, Handle)>, R
 }
 
 async fn adopt(site: &Arc<Site>, dir: RunDir) -> Result<Option<(VmId, Handle)>, RecordError> {
-    let Some(mut record) = dir.load()? else {
+    let Some(mut record) = dir.load(RECORD_VERSION)? else {
         // Without a record nothing was forked.
         dir.remove()?;
         return Ok(None);

@@ -79,6 +79,7 @@ async fn conforms() {
     // Every check of the suite holds on a simulated host that can do everything, and none is left out.
     let report = conformance::suite(&SimFixture::new(Vec::new())).await.unwrap();
     println!("{report}");
+    conformance::page::check("test", &report);
     assert!(report.lines.iter().all(|(_, _, outcome)| *outcome == Outcome::Passed));
 }
 

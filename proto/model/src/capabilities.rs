@@ -60,6 +60,10 @@ pub enum DriverName {
     Test,
     /// Whatever hypervisor a libvirt daemon drives.
     Libvirt,
+    /// Containers, with liblxc's tools.
+    Lxc,
+    /// User Mode Linux.
+    Uml,
 }
 
 impl std::fmt::Display for DriverName {
@@ -68,9 +72,20 @@ impl std::fmt::Display for DriverName {
             Self::Qemu => "qemu",
             Self::Test => "test",
             Self::Libvirt => "libvirt",
+            Self::Lxc => "lxc",
+            Self::Uml => "uml",
         })
     }
 }
+
+/// The one sentence for a verb that a driver has not, wherever it is refused.
+#[must_use]
+pub fn unsupported(driver: DriverName, verb: &str) -> String {
+    format!("{driver} {verb}: {NOT_SUPPORTED}")
+}
+
+/// The end of that sentence.
+pub const NOT_SUPPORTED: &str = "not supported by this driver";
 
 /// What one driver has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -108,6 +123,30 @@ pub enum Accel {
     Tcg,
     /// Nothing runs: the test driver.
     Simulated,
+    /// The host's own kernel, in a container.
+    Container,
+    /// A kernel that is a program of its host.
+    Uml,
+}
+
+impl Accel {
+    /// Is it its driver's only way, so that nobody has to choose it?
+    #[must_use]
+    pub const fn is_only_way(self) -> bool {
+        matches!(self, Self::Simulated | Self::Container | Self::Uml)
+    }
+}
+
+impl std::fmt::Display for Accel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Simulated => "simulated",
+            Self::Container => "container",
+            Self::Uml => "uml",
+        })
+    }
 }
 
 /// What came of trying to run a vCPU.

@@ -33,11 +33,11 @@ mod capabilities {
         drivers,
     });
 
-    choices!([default] DriverName { Qemu, Test, Libvirt });
+    choices!([default] DriverName { Qemu, Test, Libvirt, Lxc, Uml });
 
     records!(DriverCapabilities { name, version, accels, machines, cpu_models, powers });
 
-    choices!(Accel { Kvm, Tcg, Simulated });
+    choices!(Accel { Kvm, Tcg, Simulated, Container, Uml });
 
     records!(AccelProbe { accel, usable, evidence });
 

@@ -69,11 +69,6 @@ fn or_anything(offered: &BTreeSet<String>) -> Vec<&str> {
 }
 
 fn accel_text(driver: impl std::fmt::Display, accel: Accel) -> String {
-    let accel = match accel {
-        Accel::Kvm => "kvm",
-        Accel::Tcg => "tcg",
-        Accel::Simulated => "simulated",
-    };
     format!("{driver} {accel}")
 }
 
@@ -85,8 +80,8 @@ pub fn demand(spec: &VmSpec, labels: &Labels) -> Demand {
     let offered =
         |kind, what: &str| [what, ANYTHING].map(|what| Fact::new(kind, format!("{driver} {what}"))).to_vec();
     let mut needs = vec![one(FactKind::Driver, driver.to_string())];
-    let accels = [Accel::Kvm, Accel::Tcg, Accel::Simulated];
-    let accels = accels.into_iter().filter(|accel| *accel == Accel::Simulated || spec.accel.allows(*accel));
+    let accels = [Accel::Kvm, Accel::Tcg, Accel::Simulated, Accel::Container, Accel::Uml];
+    let accels = accels.into_iter().filter(|accel| accel.is_only_way() || spec.accel.allows(*accel));
     needs.push(accels.map(|accel| Fact::new(FactKind::Accel, accel_text(driver, accel))).collect());
     needs.push(offered(FactKind::Machine, spec.machine.as_str()));
     // Flags follow the model after a comma; QEMU itself judges those.

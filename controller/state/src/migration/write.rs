@@ -1,6 +1,6 @@
 //! What users write of migrations, and what their other writes do to one under way.
 
-use dunlin_model::capabilities::DriverPower;
+use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::migration::{
@@ -38,15 +38,14 @@ impl State {
         let driver = host.status.capabilities.driver(vm.spec.driver);
         let can = |power| driver.is_some_and(|driver| driver.powers.contains(&power));
         let lacks = |what: &str| {
-            let message =
-                format!("driver {} on host {} cannot migrate {what}", vm.spec.driver, host.metadata.name);
-            Rejected::new(ErrorCode::Unsupported, message)
+            let verb = format!("migrate {what}").trim_end().to_owned();
+            Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, &verb))
         };
         if !can(DriverPower::Migrate) {
-            return Err(lacks("a running guest"));
+            return Err(lacks(""));
         }
         if vm.spec.has_local_disks() && !can(DriverPower::MigrateStorage) {
-            return Err(lacks("disks that are not shared"));
+            return Err(lacks("with disks that are not shared"));
         }
         Ok(host)
     }

@@ -1,6 +1,6 @@
 //! What users write of VMs.
 
-use dunlin_model::capabilities::DriverPower;
+use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec, VmStatus};
@@ -138,8 +138,7 @@ pub(crate) fn set_power(draft: &mut Draft, uid: VmId, power: Power) -> Result<()
         && let Some(driver) = host.status.capabilities.driver(vm.spec.driver)
         && !driver.powers.contains(&DriverPower::Pause)
     {
-        let message = format!("driver {} on host {} cannot pause", vm.spec.driver, host.metadata.name);
-        return Err(Rejected::new(ErrorCode::Unsupported, message));
+        return Err(Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, "pause")));
     }
     want(draft, &mut vm, power)?;
     draft.put(vm);

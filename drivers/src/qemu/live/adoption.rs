@@ -4,7 +4,8 @@ use dunlin_model::observed::EndCause;
 
 use super::{Fleet, close, is_alive, kill};
 use crate::hypervisor::{Hypervisor, Run};
-use crate::qemu::record::RunDir;
+use crate::qemu::record::{RECORD_VERSION, Record, STALE};
+use crate::run_dir::RunDir;
 
 /// A guest does not notice that its agent is gone, and the next agent has it back as it is: same process, same
 /// console, same verbs; what happened in between is found out.
@@ -78,7 +79,7 @@ async fn what_a_killed_agent_leaves_is_found() {
 
     // Killed between the fork and the note of the process: only the lock and the command line tell.
     let dir = RunDir::new(&fleet.path("a"), fleet.vm);
-    let whole = dir.load().expect("load").expect("record");
+    let whole = dir.load::<Record>(RECORD_VERSION).expect("load").expect("record");
     let mut intent = whole.clone();
     (intent.process, intent.started) = (None, false);
     dir.store(&intent, false).expect("store");
@@ -90,7 +91,7 @@ async fn what_a_killed_agent_leaves_is_found() {
 
     // Killed after the intent: no process at all. And a folder without a record.
     for record in [Some(&intent), None] {
-        dir.prepare().expect("prepare");
+        dir.prepare(STALE).expect("prepare");
         record.into_iter().for_each(|record| dir.store(record, false).expect("store"));
         let third = fleet.driver("a");
         assert!(third.list().await.expect("list").is_empty());
@@ -110,7 +111,7 @@ async fn what_a_killed_agent_leaves_is_found() {
     close(fifth).await;
     kill(guest.pid.expect("pid"));
     let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("spawn");
-    let mut record = dir.load().expect("load").expect("record");
+    let mut record = dir.load::<Record>(RECORD_VERSION).expect("load").expect("record");
     record.process.as_mut().expect("noted").pid = stranger.id();
     dir.store(&record, false).expect("store");
     let sixth = fleet.driver("a");

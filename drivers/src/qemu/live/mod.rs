@@ -25,9 +25,9 @@ use tokio::net::UnixStream;
 use tokio::sync::broadcast::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::record::RunDir;
 use super::{Qemu, QemuConfig};
 use crate::hypervisor::{Guest, Hypervisor, Launch, LaunchDisk, LaunchMode, LaunchNic, Notice, Run, Send};
+use crate::run_dir::RunDir;
 
 /// Everything here is done within a second or two; a busy builder may need ten times that.
 const PATIENCE: Duration = Duration::from_secs(40);

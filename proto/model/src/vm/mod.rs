@@ -14,6 +14,7 @@
 pub mod device;
 pub mod placement;
 pub mod spec;
+mod suits;
 
 pub use device::{Disk, DiskBus, DiskFormat, DiskSource, Mac, Nic, NicModel, NicNetwork, Vnc, VncPort};
 pub use placement::{Placement, Rule, Scope, Wants};

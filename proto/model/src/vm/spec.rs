@@ -127,7 +127,7 @@ impl VmSpec {
         if let (Boot::Disk, MachineType::Microvm) = (&self.boot, self.machine) {
             return Err(Invalid::new("spec.boot", "microvm has no firmware disk boot", "a kernel"));
         }
-        Ok(())
+        self.suits(self.driver)
     }
 
     fn validate_cpu_model(&self) -> Result<(), Invalid> {

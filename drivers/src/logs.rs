@@ -1,8 +1,9 @@
-//! Keeps what guests make QEMU write within bounds: what they say on their serial port, and QEMU's complaints about them.
+//! Keeps what guests make their hypervisor write within bounds: what they say on their serial port, and its complaints
+//! about them.
 //!
-//! The head of a log that has grown too long becomes a hole: its bytes are given back to the file system, while QEMU goes
-//! on to append and every place in the log keeps its number, so that a reader who follows misses nothing and reads nothing
-//! twice. Where a file system cannot make holes, the log begins anew. QEMU writes while no agent is there, too: the
+//! The head of a log that has grown too long becomes a hole: its bytes are given back to the file system, while the
+//! hypervisor goes on to append and every place in the log keeps its number, so that a reader who follows misses nothing and reads nothing
+//! twice. Where a file system cannot make holes, the log begins anew. It writes while no agent is there, too: the
 //! bound holds again as soon as one is.
 
 use std::fs::File;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, ftruncate, seek};
 use rustix::io::Errno;
 
-use super::record::RunDir;
+use crate::run_dir::RunDir;
 
 /// Bytes that are kept of each log: hours of a chatty guest, the whole boot of any.
 pub(super) const LOG_BYTES_MAX: u64 = 4 << 20;
@@ -21,8 +22,8 @@ const LOG_SLACK_BYTES: u64 = 1 << 20;
 /// Holes are made of whole blocks; none of the file systems in use has larger ones.
 const BLOCK_BYTES: u64 = 64 << 10;
 
-/// Cuts every log that is too long. What cannot be cut is told, and the others are cut all the same.
-pub(super) fn trim_all(dir: &Path) -> io::Result<()> {
+/// Cuts every log that is too long: what guests say, and these files in the guests' folders. What cannot be cut is told, and the others are cut all the same.
+pub(super) fn trim_all(dir: &Path, of_guests: &[&str]) -> io::Result<()> {
     let mut logs: Vec<PathBuf> = Vec::new();
     match std::fs::read_dir(dir.join("logs")) {
         Ok(entries) => logs.extend(entries.flatten().map(|entry| entry.path())),
@@ -30,7 +31,7 @@ pub(super) fn trim_all(dir: &Path) -> io::Result<()> {
         Err(e) => return Err(e),
     }
     let guests = RunDir::all(dir).map_err(io::Error::other)?;
-    logs.extend(guests.iter().map(|guest| guest.file("qemu.log")));
+    logs.extend(guests.iter().flat_map(|guest| of_guests.iter().map(|name| guest.file(name))));
     let mut first = Ok(());
     for log in logs {
         match trim(&log) {
@@ -85,7 +86,7 @@ mod tests {
             let lines: String =
                 (batch * 50_000..(batch + 1) * 50_000).map(|line| format!("line {line:010}\n")).collect();
             writer.write_all(lines.as_bytes()).expect("write");
-            trim_all(dir.path()).expect("trim");
+            trim_all(dir.path(), &["qemu.log"]).expect("trim");
         }
         let meta = std::fs::metadata(&log).expect("there");
         let most = LOG_BYTES_MAX + LOG_SLACK_BYTES + BLOCK_BYTES;
@@ -100,6 +101,6 @@ mod tests {
         assert_eq!(numbers.last(), Some(&999_999));
         assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
         std::fs::remove_dir_all(dir.path().join("logs")).expect("remove");
-        trim_all(dir.path()).expect("no log at all");
+        trim_all(dir.path(), &["qemu.log"]).expect("no log at all");
     }
 }

@@ -1,4 +1,4 @@
-//! One QEMU process: its birth in a session of its own, its identity, its death.
+//! One hypervisor process: its birth in a session of its own, its identity, its death.
 //!
 //! A pid alone is never trusted. A process is the one we mean when its pid, its start time, this boot, and a word in
 //! its command line agree; from then on it is held by a pidfd, which cannot come to mean another.
@@ -84,6 +84,21 @@ impl Process {
         Ok(Self { id, pidfd: pidfd.map_err(io::Error::from)?, end: OnceLock::new() })
     }
 
+    /// Every process of the session that this one leads or led: a number is not given away again while they live.
+    pub(super) fn of_session(id: &ProcessId) -> Vec<Self> {
+        let Ok(pids) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = pids.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let belongs = |pid: u32| {
+            Stat::read(pid).is_ok_and(|stat| {
+                stat.session == u64::from(id.pid) && stat.start_ticks >= id.start_ticks && !stat.is_dead
+            })
+        };
+        let here = boot_id().is_ok_and(|boot| boot == id.boot_id);
+        let held = pids.filter(|pid| here && belongs(*pid)).filter_map(|pid| Self::hold(pid).ok());
+        // Looked at again: now it is held.
+        held.filter(|process| belongs(process.id.pid)).collect()
+    }
+
     /// Asks the kernel to kill it. Nothing happens when it is dead.
     pub(super) fn kill(&self) {
         // ESRCH says it is dead already; nothing else can be wrong with a pidfd of our own.
@@ -127,6 +142,12 @@ fn boot_id() -> io::Result<String> {
 pub(super) struct Stat {
     /// User and system time, clock ticks.
     pub(super) cpu_ticks: u64,
+    /// The same of children that have ended.
+    pub(super) children_ticks: u64,
+    /// Its session: the pid of the one that leads it.
+    pub(super) session: u64,
+    /// It has ended, and nobody has asked how.
+    pub(super) is_dead: bool,
     pub(super) start_ticks: u64,
     /// Resident pages.
     pub(super) rss_pages: u64,
@@ -142,7 +163,14 @@ impl Stat {
     fn parse(text: &str) -> Option<Self> {
         let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
         let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        Some(Self { cpu_ticks: number(14)? + number(15)?, start_ticks: number(22)?, rss_pages: number(24)? })
+        Some(Self {
+            cpu_ticks: number(14)? + number(15)?,
+            children_ticks: number(16)? + number(17)?,
+            session: number(6)?,
+            is_dead: matches!(fields.first(), Some(&("Z" | "X"))),
+            start_ticks: number(22)?,
+            rss_pages: number(24)?,
+        })
     }
 
     /// CPU milliseconds and resident MiB.
@@ -222,7 +250,8 @@ mod tests {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 70 30 0 0 20 0 1 0 4242 1000000 2560 0";
         for name in ["qemu", "a) S 1 2 (b", ") ) )"] {
             let stat = Stat::parse(&format!("99 ({name}) {tail}")).expect("parses");
-            assert_eq!(stat, Stat { cpu_ticks: 100, start_ticks: 4242, rss_pages: 2560 });
+            let told = (stat.cpu_ticks, stat.start_ticks, stat.rss_pages, stat.session, stat.is_dead);
+            assert_eq!(told, (100, 4242, 2560, 3, false));
             assert_eq!(stat.usage().1, 10);
         }
         assert_eq!(Stat::parse("99 (qemu) S 1"), None);
