@@ -19,7 +19,7 @@ impl VmSpec {
         match driver {
             DriverName::Lxc => self.has_no_machine("lxc").and_then(|()| self.suits_lxc()),
             DriverName::Uml => self.has_no_machine("uml").and_then(|()| self.suits_uml()),
-            DriverName::Qemu | DriverName::Test => Ok(()),
+            DriverName::Qemu | DriverName::Test | DriverName::Libvirt => Ok(()),
         }
     }
 
