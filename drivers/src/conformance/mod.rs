@@ -5,7 +5,8 @@
 
 mod life;
 mod moves;
-pub mod page;
+#[cfg(test)]
+pub(crate) mod page;
 mod world;
 
 use std::fmt;

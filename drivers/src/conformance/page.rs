@@ -26,7 +26,8 @@ struct Matrix {
 ///
 /// # Panics
 /// When they differ, with what to do about it.
-pub fn check(column: &str, report: &Report) {
+#[cfg(test)]
+pub(crate) fn check(column: &str, report: &Report) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/drivers.md");
     // Several backends may be blessed at the same time.
     let lock = File::open(path.with_file_name(".")).expect("the folder of the page");

@@ -39,7 +39,7 @@ impl Landing {
         let names = launch::targets(launch.disks.iter().map(|disk| (&disk.name, disk.bus)));
         let disks = names.iter().zip(&launch.disks).map(|(name, disk)| (name.to_string(), text(&disk.path)));
         let tap = |nic: &LaunchNic| match nic {
-            LaunchNic::Tap(tap) => Some(tap.clone()),
+            LaunchNic::Tap(tap) | LaunchNic::Veth { interface: tap, .. } => Some(tap.clone()),
             LaunchNic::User => None,
         };
         Self {

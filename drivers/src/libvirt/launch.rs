@@ -85,7 +85,7 @@ fn resolved(launch: &Launch) -> DriverResult<VmSpec> {
     for (nic, launch) in spec.nics.iter_mut().zip(&launch.nics) {
         nic.network = match launch {
             LaunchNic::User => NicNetwork::User,
-            LaunchNic::Tap(tap) => NicNetwork::Tap(tap.clone()),
+            LaunchNic::Tap(tap) | LaunchNic::Veth { interface: tap, .. } => NicNetwork::Tap(tap.clone()),
         };
     }
     Ok(spec)
