@@ -334,6 +334,12 @@ fn runs(data: &Path, uid: &str) -> bool {
 
 impl Drop for Chaos {
     fn drop(&mut self) {
+        if std::env::var_os("DUNLIN_LOGS").is_some() {
+            for machine in self.daemons.keys() {
+                let said = std::fs::read_to_string(self.path(&format!("{machine}.log"))).unwrap_or_default();
+                println!("--- {machine}\n{said}");
+            }
+        }
         for daemon in self.daemons.values_mut() {
             if let Some(child) = &mut daemon.child {
                 // Fails for one that has ended, and then there is nothing to do.
