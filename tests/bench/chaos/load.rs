@@ -34,14 +34,14 @@ pub(super) struct Promised {
 
 /// What is asked for, again and again until it is done.
 enum Call {
-    Create(v1::CreateRequest),
+    Create(Box<v1::CreateRequest>),
     Delete(v1::DeleteRequest),
 }
 
 impl Call {
     async fn send(&self, client: &mut FleetClient<Channel>) -> Result<(), tonic::Status> {
         match self {
-            Self::Create(request) => client.create(request.clone()).await.map(drop),
+            Self::Create(request) => client.create(request.as_ref().clone()).await.map(drop),
             Self::Delete(request) => client.delete(request.clone()).await.map(drop),
         }
     }
@@ -88,7 +88,7 @@ impl Writer {
     async fn create(&self, name: &str) -> anyhow::Result<()> {
         let object = Some(new_vm(name));
         let request = v1::CreateRequest { idempotency_key: name.to_owned(), object, dry_run: false };
-        self.repeat(name, &Call::Create(request)).await
+        self.repeat(name, &Call::Create(Box::new(request))).await
     }
 
     async fn delete(&self, name: &str) -> anyhow::Result<()> {
