@@ -117,7 +117,15 @@ impl Chaos {
         let machines: Vec<_> = CONTROLLERS.iter().chain(&HOSTS).map(|name| (*name).to_owned()).collect();
         let root = tempfile::Builder::new().prefix("dl").tempdir()?;
         let mut chaos = Self { root, lan: Lan::new(&machines)?, daemons: BTreeMap::new() };
+        let bundle = chaos.path("bundle").display().to_string();
+        let members = chaos.members();
+        chaos
+            .ok(&[&["ca", "init", &bundle][..], &members.iter().map(String::as_str).collect::<Vec<_>>()]
+                .concat())?;
         for (number, machine) in CONTROLLERS.iter().enumerate() {
+            std::fs::create_dir(chaos.path(machine))?;
+            let made = chaos.path("bundle").join(format!("controller-{}/tls", number + 1));
+            std::fs::rename(made, chaos.path(machine).join("tls"))?;
             let words = chaos.controller_words(number + 1, machine);
             chaos.daemons.insert(machine, Daemon { words, child: None });
             chaos.launch(machine, None)?;
@@ -162,9 +170,15 @@ impl Chaos {
         ] {
             words.extend([flag.to_owned(), value]);
         }
-        for (other, machine) in CONTROLLERS.iter().enumerate() {
+        words.extend(self.members());
+        words
+    }
+
+    fn members(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        for (number, machine) in CONTROLLERS.iter().enumerate() {
             let address = self.lan.address(machine);
-            words.extend(["--member".to_owned(), format!("{}={address}:7400/{address}:7401", other + 1)]);
+            words.extend(["--member".to_owned(), format!("{}={address}:7400/{address}:7401", number + 1)]);
         }
         words
     }

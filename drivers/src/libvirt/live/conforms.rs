@@ -191,6 +191,7 @@ async fn report(uri: &'static str) -> conformance::Report {
 async fn qemu_conforms() {
     let report = report("qemu:///system").await;
     assert_eq!(report.failures().count(), 0, "{report}");
+    conformance::page::check("libvirt qemu", &report);
 }
 
 /// What libvirt's test hypervisor cannot: it starts nothing paused, and tells of no restart of a machine.
@@ -202,4 +203,5 @@ async fn test_conforms() {
     let report = report("test:///default").await;
     let failures: Vec<&str> = report.failures().map(|(verbs, ..)| *verbs).collect();
     assert_eq!(failures, BEYOND_TEST, "{report}");
+    conformance::page::check("libvirt test", &report);
 }

@@ -99,4 +99,5 @@ async fn conforms() {
     let report = conformance::suite(&fixture).await.expect("both hosts open");
     println!("{report}");
     assert!(report.lines.iter().all(|(_, _, outcome)| *outcome == conformance::Outcome::Passed), "{report}");
+    conformance::page::check("qemu", &report);
 }
