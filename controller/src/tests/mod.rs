@@ -5,5 +5,6 @@ mod blobs;
 mod failover;
 mod objects;
 mod rest;
+mod stored;
 mod trust;
 mod watching;
