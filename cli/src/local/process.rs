@@ -96,6 +96,20 @@ pub(super) fn stop_all(dir: &Path) -> Result<usize, Failure> {
         let batch = if daemons.is_empty() { guests } else { daemons };
         stopped += batch.len();
         end(&batch, dir)?;
+        batch.iter().filter_map(Process::container).for_each(remove_groups);
+    }
+}
+
+/// Removes the control groups of a container that has ended; whoever else would, its agent, is gone.
+fn remove_groups(container: &str) {
+    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else { return };
+    for hierarchy in hierarchies.flatten() {
+        for inner in ["lxc.payload", "lxc.monitor"] {
+            // What is not there is no error, and what is in use says that something of it still runs.
+            let _ =
+                std::fs::remove_dir(hierarchy.path().join(format!("dunlin/{container}/{inner}.{container}")));
+        }
+        let _ = std::fs::remove_dir(hierarchy.path().join("dunlin").join(container));
     }
 }
 
@@ -129,8 +143,28 @@ struct Process {
 impl Process {
     fn belongs_to(&self, dir: &Path) -> bool {
         let below = format!("{}/", dir.display());
-        let known = self.is_daemon() || self.words.first().is_some_and(|word| word.contains("qemu"));
-        known && self.words.iter().any(|word| word.contains(&below))
+        let is_qemu = self.words.first().is_some_and(|word| word.contains("qemu"));
+        let known = self.is_daemon() || is_qemu || self.container().is_some();
+        (known && self.words.iter().any(|word| word.contains(&below)))
+            || (self.is_uml() && self.holds(&below))
+    }
+
+    /// The name of the container that it watches over.
+    fn container(&self) -> Option<&str> {
+        let [program, flag, name, ..] = &self.words[..] else { return None };
+        (program.ends_with("lxc-start") && flag == "-n" && name.starts_with("dunlin.")).then_some(name)
+    }
+
+    /// A user mode kernel names none of its files: it was given them open.
+    fn is_uml(&self) -> bool {
+        self.words.iter().any(|word| word.starts_with("umid=dunlin."))
+    }
+
+    /// Has it a file open below there?
+    fn holds(&self, below: &str) -> bool {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid.as_raw_nonzero()));
+        let files = open.into_iter().flatten().flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        files.into_iter().any(|file| file.to_string_lossy().starts_with(below))
     }
 
     fn is_daemon(&self) -> bool {

@@ -8,6 +8,9 @@ use super::Lxc;
 use super::tools::run_words;
 use crate::keep::{Backend, Fault};
 
+/// What the trial may use: enough for a program that does nothing.
+const TRIAL_BYTES: u64 = 64 << 20;
+
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
@@ -62,9 +65,15 @@ async fn try_out(lxc: &Lxc) -> Result<&'static str, Fault> {
 async fn run_trial(dir: &Path) -> Result<(), Fault> {
     let config = dir.join("trial/config");
     let root = dir.join("trial/rootfs");
+    // With a bound, as every guest has one: where the control groups are hidden, as in `ip netns exec`, a container
+    // without bounds still runs.
+    let bound = match super::groups::Version::of_host() {
+        super::groups::Version::V1 => "lxc.cgroup.memory.limit_in_bytes",
+        super::groups::Version::V2 => "lxc.cgroup2.memory.max",
+    };
     let text = format!(
         "lxc.rootfs.path = dir:/\nlxc.rootfs.options = ro\nlxc.rootfs.mount = {}\nlxc.net.0.type = empty\n\
-         lxc.cgroup.dir = {}\n",
+         lxc.cgroup.dir = {}\n{bound} = {TRIAL_BYTES}\n",
         root.display(),
         super::groups::of("trial"),
     );
