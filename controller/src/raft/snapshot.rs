@@ -76,17 +76,23 @@ impl SnapshotDir {
 
     /// Only one thread may publish at a time, and none after `close`.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, bool>, StoreError> {
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = self.hold();
         if *closed {
             return Err(self.error("publish a snapshot in", io::Error::other("the store is closed")));
         }
         Ok(closed)
     }
 
+    /// While this is held nothing is published, so the file that is the snapshot stays where it is. Blocks for the
+    /// fsyncs of a publication that is under way.
+    pub(super) fn hold(&self) -> MutexGuard<'_, bool> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for a publication that is under way and allows no other: a build that outlives its replica must not
     /// touch a folder that somebody else may have opened by then.
     pub(super) fn close(&self) {
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.hold() = true;
     }
 
     /// Makes a complete file the snapshot and removes the older ones. Under `lock`.

@@ -340,20 +340,28 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
-        let current = kept(&self.kept).clone();
-        match current {
-            Some(current) => open(current).await.map(Some),
-            None => Ok(None),
-        }
+        let (snapshots, current) = (self.snapshots.clone(), Arc::clone(&self.kept));
+        let work = move || {
+            // A build that ends now would remove the file whose name was just read.
+            let _unchanged = snapshots.hold();
+            kept(&current).clone().map(|kept| kept.open(&snapshots)).transpose()
+        };
+        let failed = |cause: AnyError| StorageError::from(StorageIOError::read_snapshot(None, cause));
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|e| failed(AnyError::new(&e)))?
+            .map_err(|e| failed(AnyError::error(error_chain(&e))))
     }
 }
 
-async fn open(kept: Kept) -> Result<Snapshot, StorageError> {
-    let Kept { meta, path } = kept;
-    let file = tokio::fs::File::open(&path).await;
-    let file =
-        file.map_err(|e| StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), &e)))?;
-    Ok(Snapshot { meta, snapshot: Box::new(SnapshotData { file, incoming: None }) })
+impl Kept {
+    /// The snapshot as the core reads it. While publication is held: it removes what was kept before.
+    fn open(self, snapshots: &SnapshotDir) -> Result<Snapshot, StoreError> {
+        let file = std::fs::File::open(&self.path);
+        let file = file.map_err(|source| snapshots.error("open a snapshot in", source))?;
+        let snapshot = Box::new(SnapshotData { file: tokio::fs::File::from_std(file), incoming: None });
+        Ok(Snapshot { meta: self.meta, snapshot })
+    }
 }
 
 fn pack_bytes(entry: &Entry) -> usize {
@@ -415,23 +423,23 @@ fn head<M>(cluster_id: String, meta: &SnapshotMeta, position: &Position<M>) -> w
 }
 
 /// Makes a complete file the snapshot, unless there is a newer one already: a build may end after an installation
-/// that overtook it. Returns the snapshot that is kept.
+/// that overtook it. Returns the snapshot that is kept, opened before anybody can replace it.
 fn keep(
     snapshots: &SnapshotDir,
     temporary: &Path,
     head: &wire::SnapshotHead,
     meta: &SnapshotMeta,
     current: &Mutex<Option<Kept>>,
-) -> Result<Kept, StoreError> {
+) -> Result<Snapshot, StoreError> {
     let _publishing = snapshots.lock()?;
     if let Some(newer) = kept(current).clone().filter(|kept| kept.meta.last_log_id > meta.last_log_id) {
         std::fs::remove_file(temporary).map_err(|source| snapshots.error("clean up", source))?;
-        return Ok(newer);
+        return newer.open(snapshots);
     }
     let path = snapshots.publish(temporary, head)?;
     let new = Kept { meta: meta.clone(), path };
     *kept(current) = Some(new.clone());
-    Ok(new)
+    new.open(snapshots)
 }
 
 /// Writes a snapshot of a copy of the state, while `apply` goes on.
@@ -464,10 +472,7 @@ impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
         let failed = |cause: AnyError| {
             StorageError::from(StorageIOError::write_snapshot(Some(meta.signature()), cause))
         };
-        let kept = written
-            .map_err(|e| failed(AnyError::new(&e)))?
-            .map_err(|e| failed(AnyError::error(error_chain(&e))))?;
-        open(kept).await
+        written.map_err(|e| failed(AnyError::new(&e)))?.map_err(|e| failed(AnyError::error(error_chain(&e))))
     }
 }
 

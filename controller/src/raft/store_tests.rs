@@ -1,7 +1,7 @@
 //! The log engines against one contract, the log store against the consensus crate's own suite, and stores that were
 //! damaged on purpose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dunlin_model::ControllerId;
+use openraft::storage::RaftStateMachine;
 use openraft::testing::{StoreBuilder, Suite};
-use openraft::{CommittedLeaderId, EntryPayload, StorageIOError};
+use openraft::{CommittedLeaderId, EntryPayload, RaftSnapshotBuilder, StorageIOError};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -175,6 +176,29 @@ fn the_upstream_suite_passes_in_memory() {
 #[test]
 fn the_upstream_suite_passes_on_sled() {
     Suite::test_all(OnSled).unwrap();
+}
+
+/// Whoever asks for the snapshot gets one, also while it is replaced: a controller that cannot read it stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_is_there_while_it_is_replaced() {
+    let dir = TempDir::new().unwrap();
+    let (_log, mut applier) = stores(dir.path(), Arc::new(MemoryEngine::default()));
+    let mut builders = Vec::new();
+    for _ in 0..200 {
+        builders.push(applier.get_snapshot_builder().await);
+    }
+    builders.pop().unwrap().build_snapshot().await.unwrap();
+    let builds = tokio::spawn(async move {
+        for mut builder in builders {
+            builder.build_snapshot().await.unwrap();
+        }
+    });
+    let mut seen = BTreeSet::new();
+    while !builds.is_finished() {
+        seen.insert(applier.get_current_snapshot().await.unwrap().unwrap().meta.snapshot_id);
+    }
+    builds.await.unwrap();
+    assert!(seen.len() > 20, "the reads fell between the builds: {}", seen.len());
 }
 
 fn id(term: u64, index: u64) -> LogId {
