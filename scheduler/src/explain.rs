@@ -151,7 +151,9 @@ fn missing(snapshot: &Snapshot, request: &Request, host: HostIdx, kind: FactKind
     };
     let texts = need.any_of.iter().map(|fact| snapshot.fact(*fact).text.as_str());
     let words = texts.map(|text| match kind {
-        FactKind::Machine | FactKind::CpuModel => text.split_once(' ').map_or(text, |(_, what)| what),
+        FactKind::Arch | FactKind::Machine | FactKind::CpuModel => {
+            text.split_once(' ').map_or(text, |(_, what)| what)
+        }
         _ => text,
     });
     let words: Vec<&str> = words.filter(|word| *word != "*").collect();

@@ -32,7 +32,8 @@ pub enum Term {
     /// NUMA nodes stay whole, across hosts; within a host the fullest that fit are taken anyway. Where it counts, each
     /// way of lying on nodes is followed apart, which costs a decision for a rare one some tens of microseconds.
     WholeNodes,
-    /// The first of VMs that must share a host finds one with room for the rest. Counts for such VMs only.
+    /// The first of VMs that must share a host finds one with room for the rest, and others leave half of it to them.
+    /// Counts only where there are such VMs.
     RoomToGrow,
     /// The images are there already.
     Images,

@@ -119,7 +119,8 @@ fn term_of(
         Term::WholeShapes => snapshot.worths().kept_whole(shape.amounts, site.free),
         Term::WholeNodes => whole_nodes(snapshot, profile, host),
         Term::RoomToGrow if shape.grows => room_to_grow(snapshot, shape, host),
-        Term::RoomToGrow => 0,
+        Term::RoomToGrow if snapshot.gatherings() == 0 => 0,
+        Term::RoomToGrow => TERM_MAX * u64::from(!site.gathers || is_half_free(left(), site.total)),
         Term::Images => images(snapshot, shape, host),
         Term::Prefers => prefers(snapshot, shape, host),
         Term::Affinity | Term::NearSource => 0,
@@ -153,6 +154,12 @@ fn whole_nodes(snapshot: &Snapshot, profile: ProfileIdx, host: HostIdx) -> u64 {
         TERM_MAX - share(left.cpu_milli, row.nodes[node].cpu_milli)
     };
     nodes.nodes().map(tight).sum::<u64>() / u64::from(nodes.len())
+}
+
+/// Is half of it still there for VMs that must share the host, those yet to come among them? More is not kept for them: a
+/// group may be whole already.
+fn is_half_free(left: Amounts, total: Amounts) -> bool {
+    share(left.cpu_milli, total.cpu_milli).min(share(left.mem_mib, total.mem_mib)) >= TERM_MAX / 2
 }
 
 /// How many of the same would fit, against the largest host of the fleet were it empty: room for those yet to come.

@@ -82,6 +82,8 @@ pub struct Snapshot {
     rules: u64,
     /// Of the changes, those to what hosts are.
     host_changes: Changes,
+    /// Hosts with VMs that others must share them with.
+    gatherings: u32,
     largest: Amounts,
     in_use: InUse,
     /// Hosts of each rack, then of each zone, sorted.
@@ -156,6 +158,12 @@ impl Snapshot {
     #[must_use]
     pub const fn largest(&self) -> Amounts {
         self.largest
+    }
+
+    /// Hosts with VMs that others must share them with.
+    #[must_use]
+    pub const fn gatherings(&self) -> u32 {
+        self.gatherings
     }
 
     /// Counts the changes of what every score depends on: what was computed under another count is stale.

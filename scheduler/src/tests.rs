@@ -6,7 +6,7 @@ use dunlin_model::capabilities::{
 use dunlin_model::cluster::{ClusterSpec, PlacementPolicy};
 use dunlin_model::host::{Host, HostPhase, HostSpec, HostStatus, Reserved};
 use dunlin_model::meta::Metadata;
-use dunlin_model::vm::{AccelChoice, Nic, NicNetwork, SavedState, Vm, VmSpec, VmStatus};
+use dunlin_model::vm::{AccelChoice, Nic, NicNetwork, SavedState, Vm, VmPhase, VmSpec, VmStatus};
 use dunlin_model::{Generation, HostId, Labels, Revision, Timestamp, VmId};
 use proptest::prelude::*;
 
@@ -192,6 +192,41 @@ fn every_filter_refuses_with_its_reason() {
     let mut unable = Case::new(&[|host| host.status.capabilities.drivers[0].powers.clear()], |_| {});
     unable.from = Some(uid(9));
     refused(&unable, "CannotMigrate", "its driver takes no live migration");
+    let container = |spec: &mut VmSpec| spec.driver = DriverName::Lxc;
+    let arm: Tweak = |host| {
+        "aarch64".clone_into(&mut host.status.capabilities.arch);
+        host.status.capabilities.drivers[0].name = DriverName::Lxc;
+    };
+    refused(&Case::new(&[arm], container), "Arch", "no guests of architecture x86_64");
+}
+
+/// A guest that may have seen a CPU's features moves to hosts that have them; one whose CPU is named or played goes anywhere.
+#[test]
+fn a_guest_keeps_the_cpu_it_has_seen() {
+    let real = |features: &[&str]| {
+        let features = features.iter().map(|name| (*name).to_owned()).collect();
+        (AccelProbe { accel: Accel::Kvm, usable: true, evidence: String::new() }, features)
+    };
+    let told = |model: &str, accel: AccelChoice| {
+        let mut fleet = hosts(&[ANY, ANY, ANY]);
+        for (host, names) in
+            fleet.iter_mut().zip([&["sse2", "avx2"][..], &["sse2"], &["sse2", "avx2", "amx"]])
+        {
+            let capabilities = &mut host.status.capabilities;
+            (capabilities.drivers[0].accels[0], capabilities.cpu_features) = real(names);
+        }
+        let mut guest = vm(1, &[], VmSpec::new(512));
+        (guest.spec.cpu_model, guest.spec.accel) = (model.to_owned(), accel);
+        guest.status.phase = VmPhase::Running;
+        let guests = std::iter::once((uid(1), &guest));
+        let mut snapshot = Snapshot::new(policy(PlacementPolicy::Spread), fleet.iter(), guests);
+        let request = snapshot.migrate(&guest, uid(1), None);
+        place(&snapshot, &request).explain()
+    };
+    let source = "1 host: the VM runs there already";
+    assert_eq!(told("", AccelChoice::Any), format!("{source}; 1 host: no CPU feature avx2"));
+    assert_eq!(told("", AccelChoice::Tcg), source);
+    assert_eq!(told("qemu64", AccelChoice::Any), source);
 }
 
 proptest! {

@@ -20,6 +20,9 @@ pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot
     let known: Vec<_> = snapshot.vms().map(|(at, row)| (at, row.uid)).collect();
     for (at, vm) in known {
         snapshot.observe_vm(at, observed.loads().of(vm));
+        if let Some(mib) = disks_mib(state, observed, vm) {
+            snapshot.set_local_disk(at, mib);
+        }
     }
     for (vm, at) in moved(state) {
         if let Some(found) = snapshot.find_vm(vm) {
@@ -27,6 +30,13 @@ pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot
         }
     }
     snapshot
+}
+
+/// What its host says of the disks that would have to move along, MiB. None while it says nothing.
+fn disks_mib(state: &State, observed: &Observed, vm: VmId) -> Option<u64> {
+    let host = state.vm(vm)?.status.host?;
+    let disks = &observed.sight(state, host).vm(vm)?.disk_bytes;
+    (!disks.is_empty()).then(|| disks.values().sum::<u64>() >> 20)
 }
 
 /// When VMs last changed hosts, oldest first. A migration of long ago that is no longer kept does not matter.

@@ -61,8 +61,8 @@ impl Snapshot {
         let Some(row) = self.get_host(host) else { return Site { rack, ..Site::default() } };
         let room = self.room(host);
         let open = row.state == HostState::Up && !row.cordoned;
-        let busy = !room.vms.is_empty();
-        Site { free: room.free, total: row.total, class: row.class, rack, there: true, open, busy }
+        let (busy, gathers) = (!room.vms.is_empty(), room.gathering > 0);
+        Site { free: room.free, total: row.total, class: row.class, rack, there: true, open, busy, gathers }
     }
 
     /// Comes last in a delta: it keeps what the host is then.
@@ -315,6 +315,11 @@ impl Snapshot {
         self.occupy(vm, seat, false);
     }
 
+    /// The bytes of a VM's disks that a move carries along have become known, MiB.
+    pub fn set_local_disk(&mut self, vm: VmIdx, mib: u64) {
+        self.row_mut(vm).local_disk_mib = mib;
+    }
+
     /// A sample of a VM has come in.
     pub fn observe_vm(&mut self, vm: VmIdx, load: Option<Load>) {
         self.row_mut(vm).load = load;
@@ -359,9 +364,24 @@ impl Snapshot {
             _ => {}
         }
         self.count_use(seat.host, true);
+        if self.profile(self.vm(vm).profile).grows {
+            self.count_gathering(seat.host, comes);
+        }
         self.occupy_finer(vm, seat, comes);
         self.count_presence(seat.host, &[vm], if comes { 1 } else { -1 });
         self.touch(seat.host, if comes { What::Put } else { What::Take }, vm.0);
+    }
+
+    /// Counts a VM that others must share the host with.
+    fn count_gathering(&mut self, host: HostIdx, comes: bool) {
+        let room = &mut self.rooms[host.at()];
+        room.gathering = if comes { room.gathering + 1 } else { room.gathering - 1 };
+        let turns = room.gathering == u32::from(comes);
+        if turns {
+            self.gatherings = if comes { self.gatherings + 1 } else { self.gatherings - 1 };
+            // With the first of them every host begins to be judged by whether it is one.
+            self.rules += u64::from(self.gatherings == u32::from(comes));
+        }
     }
 
     /// Named resources and NUMA nodes.

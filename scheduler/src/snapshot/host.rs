@@ -197,4 +197,6 @@ pub struct Room {
     pub nodes_free: Vec<Amounts>,
     /// VMs that are here or hold room here, sorted.
     pub vms: Vec<VmIdx>,
+    /// How many of them others must share the host with.
+    pub gathering: u32,
 }

@@ -1,10 +1,10 @@
 //! From the objects of the model to rows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_model::capabilities::{Accel, DriverCapabilities};
+use dunlin_model::capabilities::{Accel, DriverCapabilities, DriverName, HostCapabilities};
 use dunlin_model::host::{Host, HostPhase};
-use dunlin_model::vm::{NicNetwork, Vm, VmPhase, VmSpec};
+use dunlin_model::vm::{Arch, DiskSource, NicNetwork, Vm, VmPhase, VmSpec};
 use dunlin_model::{HostId, Labels, Name};
 
 use super::Snapshot;
@@ -29,7 +29,7 @@ impl HostEntry {
             net_mbps: 0,
             ..Amounts::new(u64::from(capabilities.cpus) * 1_000, capabilities.mem_mib)
         };
-        let facts = capabilities.drivers.iter().flat_map(driver_facts);
+        let facts = capabilities.drivers.iter().flat_map(|driver| driver_facts(driver, &capabilities.arch));
         let networks = capabilities.networks.keys().map(|name| Fact::new(FactKind::Network, name));
         let features = capabilities.cpu_features.iter().map(|name| Fact::new(FactKind::CpuFeature, name));
         let notes = capabilities.drivers.iter().flat_map(|driver| {
@@ -51,12 +51,19 @@ impl HostEntry {
     }
 }
 
-fn driver_facts(driver: &DriverCapabilities) -> Vec<Fact> {
+fn driver_facts(driver: &DriverCapabilities, arch: &str) -> Vec<Fact> {
     let name = driver.name;
+    let archs: &[&str] = match name {
+        // They play PCs, whatever the host is; that a vCPU of one runs was tried.
+        DriverName::Qemu | DriverName::Libvirt | DriverName::Test => &["x86_64", "i686"],
+        DriverName::Lxc | DriverName::Uml if arch.is_empty() => &[ANYTHING],
+        DriverName::Lxc | DriverName::Uml => &[arch],
+    };
     let machines = or_anything(&driver.machines);
     let models = or_anything(&driver.cpu_models);
     let accels = driver.accels.iter().filter(|probe| probe.usable);
     let mut facts = vec![Fact::new(FactKind::Driver, name.to_string())];
+    facts.extend(archs.iter().map(|arch| Fact::new(FactKind::Arch, format!("{name} {arch}"))));
     facts.extend(accels.map(|probe| Fact::new(FactKind::Accel, accel_text(driver.name, probe.accel))));
     facts.extend(machines.iter().map(|machine| Fact::new(FactKind::Machine, format!("{name} {machine}"))));
     facts.extend(models.iter().map(|model| Fact::new(FactKind::CpuModel, format!("{name} {model}"))));
@@ -83,6 +90,11 @@ pub fn demand(spec: &VmSpec, labels: &Labels) -> Demand {
     let accels = [Accel::Kvm, Accel::Tcg, Accel::Simulated, Accel::Container, Accel::Uml];
     let accels = accels.into_iter().filter(|accel| accel.is_only_way() || spec.accel.allows(*accel));
     needs.push(accels.map(|accel| Fact::new(FactKind::Accel, accel_text(driver, accel))).collect());
+    let arch = match spec.arch {
+        Arch::X86_64 => "x86_64",
+        Arch::I686 => "i686",
+    };
+    needs.push(offered(FactKind::Arch, arch));
     needs.push(offered(FactKind::Machine, spec.machine.as_str()));
     // Flags follow the model after a comma; QEMU itself judges those.
     let model = spec.cpu_model.split(',').next().unwrap_or_default();
@@ -108,8 +120,20 @@ pub fn demand(spec: &VmSpec, labels: &Labels) -> Demand {
     }
 }
 
+/// What a guest of that host may have seen of its CPU, each feature for itself: it needs them wherever it moves. Nothing
+/// when its CPU is played or named: any hypervisor that knows the name plays the same one.
+fn seen_features(spec: &VmSpec, host: &HostCapabilities) -> Vec<Vec<Fact>> {
+    let model = spec.cpu_model.split(',').next().unwrap_or_default();
+    // QEMU's own default where a real CPU runs the guest is the host's.
+    let is_hosts = matches!(model, "host" | "max") || model.is_empty() && spec.arch == Arch::X86_64;
+    let driver = host.driver(spec.driver);
+    let really = driver.is_some_and(|driver| driver.can_run(Accel::Kvm)) && spec.accel.allows(Accel::Kvm);
+    let features = host.cpu_features.iter().filter(|_| is_hosts && really);
+    features.map(|name| vec![Fact::new(FactKind::CpuFeature, name)]).collect()
+}
+
 impl VmEntry {
-    /// As the fleet knows it.
+    /// As the fleet knows it. What its guest has seen of a host's CPU is added by [`VmEntry::on`].
     #[must_use]
     pub fn from_model(vm: &Vm) -> Self {
         let power = |power: &str| vec![Fact::new(FactKind::Power, format!("{} {power}", vm.spec.driver))];
@@ -118,11 +142,24 @@ impl VmEntry {
             move_needs.push(power("MigrateStorage"));
         }
         let runs = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused);
+        let empty_mib = vm.spec.disks.iter().map(|disk| match disk.source {
+            DiskSource::EmptyMib(size) => size,
+            _ => 0,
+        });
         Self {
+            local_disk_mib: empty_mib.sum(),
             move_needs,
             movable: runs && vm.spec.placement.host.is_none() && vm.status.migration.is_none(),
             ..Self::new(vm.metadata.uid, vm.metadata.name.clone(), demand(&vm.spec, &vm.metadata.labels))
         }
+    }
+
+    /// The same once it runs on that host.
+    #[must_use]
+    pub fn on(vm: &Vm, host: &HostCapabilities) -> Self {
+        let mut entry = Self::from_model(vm);
+        entry.move_needs.extend(seen_features(&vm.spec, host));
+        entry
     }
 }
 
@@ -157,12 +194,13 @@ impl Snapshot {
             let entry = HostEntry::from_model(host, &snapshot.policy);
             snapshot.add_host(&entry);
         }
+        let capabilities: BTreeMap<HostId, &HostCapabilities> =
+            hosts.iter().map(|host| (host.metadata.uid, &host.status.capabilities)).collect();
         for (host, vm) in guests {
-            let Some(host) = snapshot.find_host(host) else { continue };
+            let Some((known, host)) = capabilities.get(&host).zip(snapshot.find_host(host)) else { continue };
             let seat = Seat { host, nodes: NodeSet::default() };
-            let vm = snapshot
-                .find_vm(vm.metadata.uid)
-                .unwrap_or_else(|| snapshot.add_vm(&VmEntry::from_model(vm)));
+            let vm =
+                snapshot.find_vm(vm.metadata.uid).unwrap_or_else(|| snapshot.add_vm(&VmEntry::on(vm, known)));
             match snapshot.vm(vm).at {
                 None => snapshot.put(vm, seat),
                 Some(at) if at.host != host => snapshot.hold(vm, seat),

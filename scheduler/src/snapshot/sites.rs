@@ -24,6 +24,8 @@ pub struct Site {
     pub open: bool,
     /// Are VMs on it?
     pub busy: bool,
+    /// Are VMs on it that others must share it with?
+    pub gathers: bool,
 }
 
 /// A moment in the life of one snapshot. Equal marks mean equal snapshots, also of a clone that went its own way.
