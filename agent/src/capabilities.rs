@@ -5,24 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_model::capabilities::{DriverCapabilities, HostCapabilities};
+use dunlin_model::capabilities::HostCapabilities;
 
 use crate::host::Host;
 
 /// Free disk space is rounded down to this, MiB.
 const DISK_STEP_MIB: u64 = 1024;
 
-/// Asks every driver what works. Takes seconds: a vCPU is really run.
-pub(crate) async fn probe(host: &Host) -> Vec<DriverCapabilities> {
-    let mut found = Vec::with_capacity(host.drivers.len());
-    for driver in host.drivers.values() {
-        found.push(driver.probe().await);
-    }
-    found
-}
-
 /// The host as it is now, with drivers as they were probed.
-pub(crate) fn look(host: &Host, drivers: &[DriverCapabilities]) -> HostCapabilities {
+pub(crate) fn look(host: &Host) -> HostCapabilities {
     let uname = rustix::system::uname();
     let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
     let cpu = cpu_of(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
@@ -44,7 +35,7 @@ pub(crate) fn look(host: &Host, drivers: &[DriverCapabilities]) -> HostCapabilit
         disk_free_mib: disk_free_mib - disk_free_mib % DISK_STEP_MIB,
         address: host.config.address.clone(),
         networks,
-        drivers: drivers.to_vec(),
+        drivers: host.probes.borrow().values().cloned().collect(),
     }
 }
 

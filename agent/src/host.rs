@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::hypervisor::Guest;
-use dunlin_model::capabilities::DriverName;
+use dunlin_model::capabilities::{DriverCapabilities, DriverName};
 use dunlin_model::{Name, VmId};
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +21,8 @@ use crate::identity::DirLock;
 use crate::images::Images;
 use crate::journal::{Journal, Record};
 use crate::line::Line;
+use crate::presence::{self, untried};
+use crate::sample::Measured;
 use crate::volumes::Volumes;
 use crate::{Error, Folder};
 
@@ -36,6 +38,9 @@ pub(crate) struct Host {
     pub(crate) config: Config,
     pub(crate) drivers: BTreeMap<DriverName, Arc<dyn Hypervisor>>,
     pub(crate) board: Board,
+    /// What each driver was found to be, or why it is away.
+    pub(crate) probes: watch::Sender<BTreeMap<DriverName, DriverCapabilities>>,
+    pub(crate) measured: watch::Sender<Measured>,
     pub(crate) journal: Journal,
     pub(crate) line: Arc<Line>,
     pub(crate) images: Images,
@@ -50,8 +55,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Reads the journal and takes over every guest that runs.
-    pub(crate) async fn open(
+    /// Reads the journal, and has every driver take over its guests. One that is not there is tried for as long as it takes.
+    pub(crate) fn open(
         config: Config,
         drivers: Vec<Arc<dyn Hypervisor>>,
         line: Arc<Line>,
@@ -64,9 +69,14 @@ impl Host {
         let saves = folder("saves");
         std::fs::create_dir_all(&saves).folder(saves.clone())?;
         adopt_orphans(&volumes, &mut records).folder(folder("volumes"))?;
+        let board = Board::new(records);
+        drivers.iter().for_each(|driver| board.lose(driver.name(), "its guests are being looked for"));
+        let untried = drivers.iter().map(|driver| (driver.name(), untried(driver.name()))).collect();
         let host = Arc::new(Self {
             drivers: drivers.into_iter().map(|driver| (driver.name(), driver)).collect(),
-            board: Board::new(records),
+            board,
+            probes: watch::Sender::new(untried),
+            measured: watch::Sender::default(),
             journal,
             line,
             images,
@@ -82,8 +92,7 @@ impl Host {
             // Listens before it lists: what happens in between is heard twice, not missed.
             host.spawn(listen(Arc::clone(&host), Arc::clone(driver), driver.notices()));
             host.spawn(trim(Arc::clone(driver)));
-            let guests = driver.list().await.map_err(Error::Takeover)?;
-            host.board.hear_all(driver.name(), guests);
+            host.spawn(presence::tend(Arc::clone(&host), Arc::clone(driver)));
         }
         Ok(host)
     }
@@ -149,16 +158,19 @@ async fn listen(
                 host.board.hear(driver.name(), vm, Some(notice.guest));
                 host.wake(vm);
             }
-            Err(RecvError::Lagged(_)) => match driver.list().await {
-                Ok(guests) => {
-                    let vms: Vec<VmId> = guests.iter().map(|guest: &Guest| guest.vm).collect();
-                    host.board.hear_all(driver.name(), guests);
-                    vms.into_iter().for_each(|vm| host.wake(vm));
+            Err(RecvError::Lagged(_)) => {
+                let before = host.board.all_news();
+                match driver.list().await {
+                    Ok(guests) => {
+                        let vms: Vec<VmId> = guests.iter().map(|guest: &Guest| guest.vm).collect();
+                        host.board.hear_all(driver.name(), guests, &before);
+                        vms.into_iter().for_each(|vm| host.wake(vm));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "notices were missed and the guests could not be listed");
+                    }
                 }
-                Err(error) => {
-                    tracing::error!(%error, "notices were missed and the guests could not be listed");
-                }
-            },
+            }
             Err(RecvError::Closed) => return,
         }
     }

@@ -21,6 +21,7 @@ mod journal;
 mod keys;
 mod line;
 mod network;
+mod presence;
 mod sample;
 mod serial_log;
 mod session;
@@ -77,9 +78,6 @@ pub enum Error {
     /// A libvirt URI is none.
     #[error(transparent)]
     LibvirtUri(#[from] dunlin_model::Invalid),
-    /// The guests that run cannot be taken over.
-    #[error("the guests that run here could not be taken over: {0}")]
-    Takeover(#[source] DriverError),
     /// Nothing could run a guest.
     #[error("no driver is enabled: a host needs one of qemu, lxc, uml, libvirt and test")]
     NoDriver,
@@ -171,17 +169,18 @@ async fn run_locked(
         enrolled.controllers.iter().chain(&config.controllers).cloned(),
         enrolled.keys.keyring.dialer(),
     ));
-    let host = Host::open(config, drivers, line, lock).await?;
+    let host = Host::open(config, drivers, line, lock)?;
     // However this ends, dropped in the middle too, every task ends with it.
     let _stop = host.stop.clone().drop_guard();
-    let probed = tokio::select! {
-        probed = capabilities::probe(&host) => probed,
+    tokio::select! {
+        () = host.settled() => {}
         () = &mut shutdown => return Ok(()),
-    };
+    }
+    host.spawn(sample::keep(Arc::clone(&host)));
     host.spawn(image_cache::keep(Arc::clone(&host)));
     host.spawn(rest());
     let ended = tokio::select! {
-        ended = session::attend(Arc::clone(&host), enrolled, probed) => ended.map_err(Error::from),
+        ended = session::attend(Arc::clone(&host), enrolled) => ended.map_err(Error::from),
         () = shutdown => Ok(()),
     };
     host.stop.cancel();

@@ -22,7 +22,7 @@ use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
 use dunlin_model::observed::{EndCause, SendProgress};
 use dunlin_model::vm::{DiskBus, DiskFormat, VmSpec};
 use dunlin_model::{Incarnation, Name, VmId};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::DriverError;
 
@@ -188,6 +188,15 @@ pub struct Notice {
     pub guest: Guest,
 }
 
+/// Can a driver's hypervisor be asked now?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Yes.
+    Here,
+    /// No, and why not. Its guests may well be running; nothing is known of them.
+    Away(String),
+}
+
 /// One kind of hypervisor on this host.
 ///
 /// Every verb may be called again after a crash of the caller, at any point, with the same arguments: the second call
@@ -199,6 +208,12 @@ pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
 
     /// Finds out what works here by trying it. Never an error: a hypervisor that is missing has no usable accelerator.
     async fn probe(&self) -> DriverCapabilities;
+
+    /// Whether it can be asked, for as long as it lives. A driver that needs nobody else is always there. After it was away
+    /// its guests are to be listed again.
+    fn presence(&self) -> watch::Receiver<Presence> {
+        watch::Sender::new(Presence::Here).subscribe()
+    }
 
     /// Every guest of this driver on this host, including those started by an earlier process of the agent, which it
     /// takes over again. Ended guests are listed until [`Hypervisor::forget`].

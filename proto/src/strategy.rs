@@ -368,14 +368,15 @@ fn driver() -> impl Strategy<Value = DriverCapabilities> {
     ];
     let texts = || btree_set("[a-z0-9]{1,6}", 0..4);
     let name = select(drivers());
-    (name, words(), vec(probe, 0..3), texts(), texts(), btree_set(select(powers), 0..8)).prop_map(
-        |(name, version, accels, machines, cpu_models, powers)| DriverCapabilities {
+    (name, words(), vec(probe, 0..3), texts(), texts(), btree_set(select(powers), 0..8), words()).prop_map(
+        |(name, version, accels, machines, cpu_models, powers, away)| DriverCapabilities {
             name,
             version,
             accels,
             machines,
             cpu_models,
             powers,
+            away,
         },
     )
 }
@@ -616,6 +617,7 @@ fn process() -> impl Strategy<Value = Process> {
     prop_oneof![
         select(vec![Process::None, Process::Running, Process::Paused, Process::Incoming, Process::Outgoing]),
         words().prop_map(|doing| Process::Starting { doing }),
+        words().prop_map(|why| Process::Unknown { why }),
         (select(causes), words(), any::<bool>()).prop_map(|(cause, message, ever_ran)| Process::Ended {
             cause,
             message,

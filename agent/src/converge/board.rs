@@ -35,6 +35,8 @@ pub(crate) struct Look {
     pub(crate) desired: Option<Arc<Assignment>>,
     pub(crate) orders: Vec<ActOrder>,
     pub(crate) record: Arc<Record>,
+    /// Why its driver cannot be asked now.
+    pub(crate) away: Option<String>,
     /// A desired set has come since this process began: what it does not name has been dropped.
     pub(crate) told: bool,
 }
@@ -57,6 +59,8 @@ struct Slot {
 #[derive(Debug, Default)]
 struct Inner {
     slots: BTreeMap<VmId, Slot>,
+    /// Drivers whose guests cannot be seen now, and why.
+    away: BTreeMap<DriverName, String>,
     generation: Revision,
     told: bool,
     images: Arc<BTreeMap<Name, ImageSpec>>,
@@ -113,14 +117,27 @@ impl Slot {
         }
     }
 
-    fn observed(&self) -> Option<ObservedVm> {
-        observe(&self.record, self.desired.as_deref(), self.guest.as_ref(), self.doing.as_deref())
+    /// The driver that has it, or else the one that is to have it.
+    fn driver(&self) -> Option<DriverName> {
+        self.driver.or_else(|| self.desired.as_ref().map(|desired| desired.spec.driver))
+    }
+
+    fn observed(&self, away: Option<&str>) -> Option<ObservedVm> {
+        observe(&self.record, self.desired.as_deref(), self.guest.as_ref(), self.doing.as_deref(), away)
     }
 }
 
 impl Inner {
     fn slot(&mut self, vm: VmId, name: &Name) -> &mut Slot {
         self.slots.entry(vm).or_insert_with(|| Slot::new(Record::new(vm, name.clone())))
+    }
+
+    /// Everything of a driver is to be reported again.
+    fn dirty_of(&mut self, driver: DriverName) -> Vec<VmId> {
+        let of = |slot: &Slot| slot.driver() == Some(driver);
+        let vms: Vec<VmId> = self.slots.iter().filter(|(_, slot)| of(slot)).map(|(vm, _)| *vm).collect();
+        self.dirty.extend(&vms);
+        vms
     }
 
     fn hear(&mut self, driver: DriverName, vm: VmId, guest: Option<Guest>) {
@@ -195,22 +212,57 @@ impl Board {
         Ok(to_wake)
     }
 
-    /// The whole list of a driver. Guests of it that are not listed have no process and no trace.
-    pub(crate) fn hear_all(&self, driver: DriverName, guests: Vec<Guest>) {
+    /// The guests of a driver cannot be seen for now: nothing is said of them.
+    pub(crate) fn lose(&self, driver: DriverName, why: &str) {
         let mut inner = self.lock();
+        inner.away.insert(driver, why.to_owned());
+        inner.dirty_of(driver);
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// They can be seen, and were all told. Returns those that somebody has to look at.
+    pub(crate) fn back(&self, driver: DriverName) -> Vec<VmId> {
+        let mut inner = self.lock();
+        inner.away.remove(&driver);
+        let vms = inner.dirty_of(driver);
+        drop(inner);
+        self.changed.notify_one();
+        vms
+    }
+
+    /// Can its guests not be seen now?
+    pub(crate) fn is_away(&self, driver: DriverName) -> bool {
+        self.lock().away.contains_key(&driver)
+    }
+
+    /// How much has been heard of every guest so far.
+    pub(crate) fn all_news(&self) -> BTreeMap<VmId, u64> {
+        self.lock().slots.iter().map(|(vm, slot)| (*vm, slot.news)).collect()
+    }
+
+    /// The whole list of a driver. Guests of it that are not listed have no process and no trace. Of what was heard since
+    /// `before` the list says nothing new.
+    pub(crate) fn hear_all(&self, driver: DriverName, guests: Vec<Guest>, before: &BTreeMap<VmId, u64>) {
+        let mut inner = self.lock();
+        let old = |inner: &Inner, vm: &VmId| {
+            inner.slots.get(vm).is_some_and(|slot| slot.news != before.get(vm).copied().unwrap_or(0))
+        };
         let mut here: BTreeMap<VmId, Guest> = guests.into_iter().map(|guest| (guest.vm, guest)).collect();
         let missing = |slot: &Slot| slot.driver == Some(driver) && slot.guest.is_some();
         let gone: Vec<_> = inner
             .slots
             .iter()
-            .filter(|(vm, slot)| missing(slot) && !here.contains_key(vm))
+            .filter(|(vm, slot)| missing(slot) && !here.contains_key(vm) && !old(&inner, vm))
             .map(|(vm, _)| *vm)
             .collect();
         for vm in gone {
             inner.hear(driver, vm, None);
         }
         while let Some((vm, guest)) = here.pop_first() {
-            inner.hear(driver, vm, Some(guest));
+            if !old(&inner, &vm) {
+                inner.hear(driver, vm, Some(guest));
+            }
         }
         drop(inner);
         self.changed.notify_one();
@@ -237,6 +289,7 @@ impl Board {
             desired: slot.desired.clone(),
             orders: slot.orders.clone(),
             record: Arc::clone(&slot.record),
+            away: slot.driver().and_then(|driver| inner.away.get(&driver)).cloned(),
             told: inner.told,
         })
     }
@@ -359,7 +412,8 @@ impl Board {
         for _ in 0..max {
             let Some(vm) = inner.dirty.pop_first() else { break };
             let Some(slot) = inner.slots.get(&vm) else { continue };
-            match slot.observed() {
+            let away = slot.driver().and_then(|driver| inner.away.get(&driver));
+            match slot.observed(away.map(String::as_str)) {
                 Some(observed) if sent.vms.get(&vm) == Some(&observed) => {}
                 Some(observed) => {
                     sent.vms.insert(vm, observed.clone());

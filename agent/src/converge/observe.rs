@@ -9,12 +9,13 @@ use dunlin_model::{MigrationId, TaskId};
 use crate::journal::{ActRecord, Record};
 
 /// The VM as it is to be reported; None when nothing of it is left here and nothing is to become of it here.
-/// `doing` is what the agent is at, when it is bringing it up.
+/// `doing` is what the agent is at, when it is bringing it up; `away`, why its driver cannot be asked.
 pub(crate) fn observe(
     record: &Record,
     desired: Option<&Assignment>,
     guest: Option<&Guest>,
     doing: Option<&str>,
+    away: Option<&str>,
 ) -> Option<ObservedVm> {
     let wanted = desired.is_some_and(|desired| !matches!(desired.role, Role::Discard { .. }));
     if guest.is_none() && record.is_tombstone() && !wanted {
@@ -22,6 +23,7 @@ pub(crate) fn observe(
     }
     let ended = record.ended.as_ref().filter(|ended| ended.incarnation >= record.told);
     let process = match (guest, doing, ended) {
+        _ if away.is_some() => Process::Unknown { why: away.unwrap_or_default().to_owned() },
         (Some(guest), ..) => process_of(guest),
         (None, Some(doing), _) => Process::Starting { doing: doing.to_owned() },
         (None, None, Some(ended)) => {
@@ -49,8 +51,8 @@ pub(crate) fn observe(
         }),
         disk_bytes: guest.map(|guest| guest.disk_bytes.clone()).unwrap_or_default(),
         resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
-        receive: receive_of(record, guest),
-        send: guest.and_then(|guest| send_of(record, guest)),
+        receive: receive_of(record, guest).filter(|_| away.is_none()),
+        send: guest.filter(|_| away.is_none()).and_then(|guest| send_of(record, guest)),
     })
 }
 

@@ -50,6 +50,10 @@ pub(crate) fn decide(look: &Look, now_ms: u64) -> Next {
     {
         return Next::Accept(Arc::clone(desired));
     }
+    if look.away.is_some() {
+        // What is there cannot be seen, and nothing is done to what cannot be seen. Its return wakes.
+        return Next::Wait(None);
+    }
     match plan(record, look.desired.as_deref(), guest) {
         Step::Rest => {}
         step => return Next::Step(step),

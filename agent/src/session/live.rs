@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::ErrorCode;
+use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::desired::DesiredSet;
 use dunlin_pki::KeyPair;
 use dunlin_proto::v1::from_agent::Message as Up;
@@ -16,8 +17,8 @@ use tonic::transport::Channel;
 use super::{Agent, End, Opened, fault_of};
 use crate::capabilities;
 use crate::converge::board::{Changes, Sent};
+use crate::host::Host;
 use crate::keys::{self, Keys, KeysError};
-use crate::sample::{SAMPLE_INTERVAL, measure};
 
 /// VMs in one report: 256 of less than 1 KiB each.
 const REPORT_VMS_MAX: usize = 256;
@@ -135,11 +136,9 @@ async fn renew(keys: &Keys, channel: Channel) -> Result<(), Fault> {
 async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
     let host = &agent.host;
     let mut sent = Sent::default();
-    let mut told = capabilities::look(host, &agent.drivers);
-    let mut samples = interval(SAMPLE_INTERVAL);
-    let began = Instant::now();
+    let mut told = capabilities::look(host);
+    let (mut measured, mut probes) = (host.measured.subscribe(), host.probes.subscribe());
     let mut looks = interval(CAPABILITIES_INTERVAL);
-    samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let closed = || broken(ErrorCode::Unavailable, "the stream to the leader is closed");
     let mut next = Some(Up::Report(report(host.board.everything(&mut sent), true)));
@@ -159,21 +158,23 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
                 }
                 None
             }
-            _ = samples.tick() => {
-                let at_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let samples = measure(host).await;
+            Ok(()) = measured.changed() => {
+                let (at_ms, samples) = measured.borrow_and_update().clone();
                 let samples: Vec<v1::Sample> = samples.into_iter().map(Into::into).collect();
                 (!samples.is_empty()).then_some(Up::Samples(v1::Samples { samples, at_ms }))
             }
-            _ = looks.tick() => {
-                let now = capabilities::look(host, &agent.drivers);
-                (now != told).then(|| {
-                    told = now.clone();
-                    Up::Capabilities(now.into())
-                })
-            }
+            Ok(()) = probes.changed() => other_capabilities(host, &mut told),
+            _ = looks.tick() => other_capabilities(host, &mut told),
         };
     }
+}
+
+fn other_capabilities(host: &Host, told: &mut HostCapabilities) -> Option<Up> {
+    let now = capabilities::look(host);
+    (now != *told).then(|| {
+        told.clone_from(&now);
+        Up::Capabilities(now.into())
+    })
 }
 
 fn report(changes: Changes, complete: bool) -> v1::Report {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::ErrorCode;
-use dunlin_model::capabilities::DriverCapabilities;
 use dunlin_proto::v1::from_agent::Message as Up;
 use dunlin_proto::v1::to_agent::Message as Down;
 use dunlin_proto::{Fault, v1};
@@ -74,7 +73,6 @@ pub(super) struct Opened {
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
     pub(super) identity: Identity,
-    pub(super) drivers: Vec<DriverCapabilities>,
     pub(super) tunnels: Tunnels,
     /// Random per process.
     instance: String,
@@ -84,13 +82,9 @@ pub(super) struct Agent {
 
 /// Holds sessions, one after the other, until the task is dropped. Ends only when the cluster refuses this host before
 /// it was ever welcome, or has another that is it: then somebody should be told at once.
-pub(crate) async fn attend(
-    host: Arc<Host>,
-    identity: Identity,
-    drivers: Vec<DriverCapabilities>,
-) -> Result<(), IdentityError> {
+pub(crate) async fn attend(host: Arc<Host>, identity: Identity) -> Result<(), IdentityError> {
     let instance = uuid::Uuid::new_v4().to_string();
-    let mut agent = Agent { host, identity, drivers, tunnels: Tunnels::default(), instance, known: false };
+    let mut agent = Agent { host, identity, tunnels: Tunnels::default(), instance, known: false };
     let mut wait_ms = BACKOFF_MIN_MS;
     loop {
         let candidates = agent.host.line.candidates();
@@ -208,7 +202,7 @@ impl Agent {
             host_uid: self.identity.host.to_string(),
             instance: self.instance.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Some(capabilities::look(&self.host, &self.drivers).into()),
+            capabilities: Some(capabilities::look(&self.host).into()),
         }
     }
 }

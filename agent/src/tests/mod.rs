@@ -1,5 +1,6 @@
 //! The whole agent, with the simulated hypervisor under it and a controller above it that the test plays by hand.
 
+mod away;
 mod blobs;
 mod fake;
 mod guests;
@@ -10,6 +11,7 @@ mod migration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dunlin_drivers::Hypervisor;
 use dunlin_drivers::simulated::{SimConfig, SimDriver};
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::desired::{Assignment, Role};
@@ -56,6 +58,11 @@ impl House {
 
     /// Starts the agent, once whatever an earlier one left behind has let go.
     async fn start(&mut self) {
+        self.start_beside(Vec::new()).await;
+    }
+
+    /// The same, with other drivers beside the simulated one.
+    async fn start_beside(&mut self, mut drivers: Vec<Arc<dyn Hypervisor>>) {
         let sim = SimConfig::new(self.config.data_dir.join("test"));
         let driver =
             eventually("the driver's folder", async || SimDriver::open(sim.clone()).await.ok()).await;
@@ -64,7 +71,8 @@ impl House {
         drop(eventually("the data folder", async || lock()).await);
         self.driver = Some(Arc::clone(&driver));
         let config = self.config.clone();
-        self.agent = Some(tokio::spawn(run_with(config, vec![driver], std::future::pending())));
+        drivers.push(driver);
+        self.agent = Some(tokio::spawn(run_with(config, drivers, std::future::pending())));
     }
 
     /// Ends the agent in the middle of whatever it does, as kill -9 would.

@@ -108,7 +108,8 @@ fn host_row(host: &Host, around: &Surroundings) -> Cells {
     let way = |d: &dunlin_model::capabilities::DriverCapabilities| {
         let usable = d.accels.iter().filter(|probe| probe.usable);
         let accels: Vec<_> = usable.map(|probe| probe.accel.to_string()).collect();
-        format!("{}({})", d.name, accels.join(","))
+        let how = if d.away.is_empty() { accels.join(",") } else { "away".to_owned() };
+        format!("{}({how})", d.name)
     };
     let capabilities = &status.capabilities;
     let narrow = vec![

@@ -51,7 +51,18 @@ fn rows(driver: &DriverCapabilities) -> Vec<Vec<String>> {
             probe.evidence.clone(),
         ]
     };
-    driver.accels.iter().map(row).collect()
+    let away = (!driver.away.is_empty()).then(|| {
+        let (name, none) = (driver.name.to_string(), || "-".to_owned());
+        vec![name, or_dash(&driver.version), none(), "away".to_owned(), none(), driver.away.clone()]
+    });
+    match away {
+        Some(away) => vec![away],
+        None => driver.accels.iter().map(row).collect(),
+    }
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 /// `host show` for people: the host, and what was probed on it.
@@ -62,6 +73,9 @@ pub(crate) fn host(session: &Session, object: &Object) -> Result<(), Failure> {
     let mut plain = host.clone();
     let drivers = std::mem::take(&mut plain.status.capabilities.drivers);
     let about = output::yaml_text(&Object::Host(plain));
+    // They are the table below.
+    let about: String =
+        about.lines().filter(|line| line.trim() != "drivers: []").map(|line| format!("{line}\n")).collect();
     let rows = drivers.iter().flat_map(rows);
     let table = columns(&["DRIVER", "VERSION", "WAY", "WORKS", "POWERS", "SEEN"], rows);
     output::line(&format!("{}\n\n{table}", about.trim_end()))

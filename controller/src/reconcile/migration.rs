@@ -99,7 +99,10 @@ impl<'a> Scene<'a> {
     }
 
     fn sight(&self, host: Option<HostId>) -> Sight<'a> {
-        host.map_or(Sight::Removed, |host| self.observed.sight(self.state, host))
+        let sight = host.map_or(Sight::Removed, |host| self.observed.sight(self.state, host));
+        // A host that cannot see this guest tells as little of it as one that is not seen.
+        let unknown = |seen: &ObservedVm| matches!(seen.process, Process::Unknown { .. });
+        if sight.vm(self.vm.metadata.uid).is_some_and(unknown) { Sight::Unseen } else { sight }
     }
 
     fn source(&self) -> Sight<'a> {
@@ -300,6 +303,7 @@ impl<'a> Scene<'a> {
             return Source::Gone;
         };
         match (&seen.process, sending(seen, self.migration.metadata.uid)) {
+            (Process::Unknown { .. }, _) => Source::Unseen,
             (Process::None | Process::Ended { .. }, _) => Source::Gone,
             (_, Some(SendState::Holding(_) | SendState::Cancelled(_))) => Source::Kept,
             // It went on by itself: it can only do that before the switch-over was passed.
@@ -320,6 +324,7 @@ impl<'a> Scene<'a> {
             Some(Process::Running | Process::Paused) => Destination::Ran,
             Some(Process::Ended { ever_ran: true, .. }) => Destination::Ran,
             Some(Process::Ended { ever_ran: false, .. } | Process::None) | None => Destination::Never,
+            Some(Process::Unknown { .. }) => Destination::Unseen,
             Some(Process::Starting { .. } | Process::Incoming | Process::Outgoing) => Destination::Waits,
         }
     }

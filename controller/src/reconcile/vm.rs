@@ -51,6 +51,11 @@ fn bound(state: &State, observed: &Observed, vm: &Vm, commands: &mut Vec<Command
     match &seen.process {
         Process::Running if vm.status.phase != VmPhase::Running || moved => say(Seen::Running { pid, vnc }),
         Process::Paused if vm.status.phase != VmPhase::Paused || moved => say(Seen::Paused { pid, vnc }),
+        Process::Unknown { why } if vm.status.phase == VmPhase::Starting => {
+            if words(why).ne(words(&vm.status.message)) {
+                say(Seen::Doing { message: why.clone() });
+            }
+        }
         Process::Starting { doing } if vm.status.phase == VmPhase::Starting => {
             if made_volumes(vm, seen) {
                 say(Seen::VolumesMade);
@@ -68,6 +73,7 @@ fn bound(state: &State, observed: &Observed, vm: &Vm, commands: &mut Vec<Command
         | Process::Paused
         | Process::Starting { .. }
         | Process::Incoming
+        | Process::Unknown { .. }
         | Process::Outgoing => {}
     }
 }

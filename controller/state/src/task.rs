@@ -107,7 +107,7 @@ fn order(draft: &mut Draft, uid: TaskId, spec: &TaskSpec) -> Result<TaskSpec, Re
     }
     let host = vm.status.host.ok_or_else(|| wrong("has no host".to_owned()))?;
     let driver = draft.state.host(host).and_then(|host| host.status.capabilities.driver(vm.spec.driver));
-    if !driver.is_some_and(|driver| driver.powers.contains(&power)) {
+    if driver.is_none_or(|driver| driver.lacks(power)) {
         return Err(Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, act.as_str())));
     }
     let order = OrderFor { vm: vm.metadata.uid, host, incarnation: vm.status.incarnation };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::VmId;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -25,13 +26,18 @@ use super::wire::fault::NO_DOMAIN;
 use super::wire::types::Domain;
 use super::{LibvirtConfig, console, fail, failed};
 use crate::error::DriverErrorKind;
-use crate::hypervisor::DriverResult;
+use crate::hypervisor::{DriverResult, Presence};
 use crate::libvirt::guests::{Guests, state};
 
 /// Between two attempts to connect, when nobody asks.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How long a verb waits for a connection. A restart of libvirtd takes a second or two, its first look at a QEMU four.
 const LINK_PATIENCE: Duration = Duration::from_secs(45);
+
+/// From nothing to a connection over which every guest was looked at: thousands of calls of a millisecond each.
+const UP_MAX: Duration = Duration::from_secs(90);
+/// Why there is none before the first attempt has ended.
+const CONNECTING: &str = "not connected yet";
 
 /// How the connection stands.
 #[derive(Clone, Debug)]
@@ -48,14 +54,17 @@ pub(super) struct Site {
     pub(super) config: LibvirtConfig,
     pub(super) guests: Arc<Guests>,
     pub(super) link: watch::Sender<Link>,
+    pub(super) presence: watch::Sender<Presence>,
     pub(super) moves: Moves,
     kick: Notify,
 }
 
 impl Site {
     pub(super) fn new(config: LibvirtConfig, guests: Guests) -> Self {
-        let (link, _) = watch::channel(Link::Down(0, "not connected yet".to_owned()));
-        Self { config, guests: Arc::new(guests), link, moves: Moves::default(), kick: Notify::new() }
+        let link = watch::Sender::new(Link::Down(0, CONNECTING.to_owned()));
+        let presence = watch::Sender::new(Presence::Away(format!("{}: {CONNECTING}", config.uri_text)));
+        let (guests, moves, kick) = (Arc::new(guests), Moves::default(), Notify::new());
+        Self { config, guests, link, presence, moves, kick }
     }
 
     /// The connection, once there is one.
@@ -147,7 +156,14 @@ pub(super) async fn keep(site: Arc<Site>) {
             tracing::warn!(uri = %site.config.uri_text, %why, "no connection to libvirt");
             trouble.clone_from(&why);
         }
+        let away = Presence::Away(format!("{}: {why}", site.config.uri_text));
         site.link.send_replace(Link::Down(attempt, why));
+        site.presence.send_if_modified(|presence| {
+            *presence != away && {
+                *presence = away;
+                true
+            }
+        });
         tokio::select! {
             () = sleep(RETRY_AFTER) => {}
             () = site.kick.notified() => {}
@@ -156,7 +172,26 @@ pub(super) async fn keep(site: Arc<Site>) {
 }
 
 async fn once(site: &Arc<Site>) -> ClientResult<()> {
-    let (client, mut events) = Client::open(&site.config.uri, site.config.login.as_ref()).await?;
+    let late = ClientError::Deadline { call: "CONNECT_OPEN", limit: UP_MAX };
+    let (client, offers, mut events) = timeout(UP_MAX, connect(site)).await.unwrap_or(Err(late))?;
+    site.link.send_replace(Link::Up(client.clone(), offers));
+    site.presence.send_replace(Presence::Here);
+    loop {
+        match events.recv().await {
+            Ok(event) => hear(site, &client, &event).await,
+            Err(RecvError::Lagged(_)) => site.look_at_all(&client, "list").await.map_err(gone)?,
+            Err(RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+fn gone(error: crate::DriverError) -> ClientError {
+    ClientError::Gone(error.to_string())
+}
+
+/// A connection over which every guest was looked at.
+async fn connect(site: &Arc<Site>) -> ClientResult<(Client, Arc<Offers>, Receiver<Event>)> {
+    let (client, events) = Client::open(&site.config.uri, site.config.login.as_ref()).await?;
     let offers = Arc::new(offers(&client, &site.config).await?);
     for (_, event) in EVENTS {
         match client.call(&RegisterDomainEvent { event: *event, domain: None }).await {
@@ -165,17 +200,9 @@ async fn once(site: &Arc<Site>) -> ClientResult<()> {
             _ => {}
         }
     }
-    let gone = |error: crate::DriverError| ClientError::Gone(error.to_string());
     site.look_at_all(&client, "list").await.map_err(gone)?;
     console::serve_all(site, &offers);
-    site.link.send_replace(Link::Up(client.clone(), offers));
-    loop {
-        match events.recv().await {
-            Ok(event) => hear(site, &client, &event).await,
-            Err(RecvError::Lagged(_)) => site.look_at_all(&client, "list").await.map_err(gone)?,
-            Err(RecvError::Closed) => return Ok(()),
-        }
-    }
+    Ok((client, offers, events))
 }
 
 async fn hear(site: &Arc<Site>, client: &Client, event: &Event) {

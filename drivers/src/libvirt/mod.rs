@@ -35,7 +35,7 @@ use dunlin_model::capabilities::{Accel, AccelProbe, DriverCapabilities, DriverNa
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::Sample;
 use dunlin_model::{Incarnation, Invalid, VmId};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use self::client::{ClientError, Login, Transport, Uri};
@@ -45,7 +45,7 @@ use self::record::Shelf;
 use self::wire::fault;
 use crate::DriverError;
 use crate::error::DriverErrorKind;
-use crate::hypervisor::{DriverResult, Foreign, Guest, Hypervisor, Launch, Notice, Run};
+use crate::hypervisor::{DriverResult, Foreign, Guest, Hypervisor, Launch, Notice, Presence, Run};
 
 /// Which daemon, and where the driver keeps its files.
 #[derive(Clone, Debug)]
@@ -161,7 +161,8 @@ impl Hypervisor for Libvirt {
             Err(error) => {
                 let evidence = format!("{}: {}", self.site.config.uri_text, error.message);
                 let accels = vec![AccelProbe { accel: Accel::Tcg, usable: false, evidence }];
-                DriverCapabilities { name: DriverName::Libvirt, accels, ..Default::default() }
+                let away = error.message;
+                DriverCapabilities { name: DriverName::Libvirt, accels, away, ..Default::default() }
             }
         }
     }
@@ -175,6 +176,10 @@ impl Hypervisor for Libvirt {
         self.site.look_at_all(&client, "list").await?;
         console::serve_all(&self.site, &offers);
         Ok(self.site.guests.list())
+    }
+
+    fn presence(&self) -> watch::Receiver<Presence> {
+        self.site.presence.subscribe()
     }
 
     fn notices(&self) -> broadcast::Receiver<Notice> {

@@ -149,6 +149,7 @@ impl Offers {
             machines: self.machines.clone(),
             cpu_models: BTreeSet::new(),
             powers: self.powers.clone(),
+            away: String::new(),
         }
     }
 }

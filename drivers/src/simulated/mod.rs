@@ -240,6 +240,7 @@ impl Hypervisor for SimDriver {
             machines: ["q35", "pc", "microvm"].map(str::to_owned).into(),
             cpu_models: BTreeSet::new(),
             powers: self.host.config.powers.clone(),
+            away: String::new(),
         }
     }
 

@@ -103,6 +103,9 @@ pub struct DriverCapabilities {
     pub cpu_models: BTreeSet<String>,
     /// Optional powers it has here.
     pub powers: BTreeSet<DriverPower>,
+    /// Why it cannot be reached now; empty: it can. What else stands here is then as it was last seen.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub away: String,
 }
 
 impl DriverCapabilities {
@@ -110,6 +113,13 @@ impl DriverCapabilities {
     #[must_use]
     pub fn can_run(&self, accel: Accel) -> bool {
         self.accels.iter().any(|probe| probe.accel == accel && probe.usable)
+    }
+
+    /// Is it known not to have this power? Of a driver that was never reached nothing is known.
+    #[must_use]
+    pub fn lacks(&self, power: DriverPower) -> bool {
+        let known = self.away.is_empty() || !self.powers.is_empty();
+        known && !self.powers.contains(&power)
     }
 }
 

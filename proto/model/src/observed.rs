@@ -69,6 +69,11 @@ pub enum Process {
     Incoming,
     /// Its state has been sent away, or is about to be: it stands still and must not run.
     Outgoing,
+    /// Nothing can be said of it now: its driver is away.
+    Unknown {
+        /// Why, in the driver's words.
+        why: String,
+    },
     /// It ended.
     Ended {
         /// How.

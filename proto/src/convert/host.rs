@@ -35,7 +35,7 @@ mod capabilities {
 
     choices!([default] DriverName { Qemu, Test, Libvirt, Lxc, Uml });
 
-    records!(DriverCapabilities { name, version, accels, machines, cpu_models, powers });
+    records!(DriverCapabilities { name, version, accels, machines, cpu_models, powers, away });
 
     choices!(Accel { Kvm, Tcg, Simulated, Container, Uml });
 

@@ -77,6 +77,7 @@ mod observed {
         Incoming "incoming",
         Outgoing "outgoing",
         Ended "ended" { cause, message, ever_ran } as Ended,
+        Unknown "unknown" { why } as Unknown,
     });
 
     choices!(EndCause { GuestShutdown, Told, Refused, Died });

@@ -33,8 +33,9 @@ impl HostEntry {
         let networks = capabilities.networks.keys().map(|name| Fact::new(FactKind::Network, name));
         let features = capabilities.cpu_features.iter().map(|name| Fact::new(FactKind::CpuFeature, name));
         let notes = capabilities.drivers.iter().flat_map(|driver| {
-            let failed = driver.accels.iter().filter(|probe| !probe.usable);
-            failed.map(|probe| Fact::new(FactKind::Accel, &probe.evidence))
+            let failed = driver.accels.iter().filter(|probe| !probe.usable).map(|probe| &probe.evidence);
+            let away = Some(&driver.away).filter(|away| !away.is_empty());
+            failed.chain(away).map(|why| Fact::new(FactKind::Accel, why))
         });
         let state = if host.status.phase == HostPhase::Up { HostState::Up } else { HostState::Down };
         Self {
@@ -61,7 +62,8 @@ fn driver_facts(driver: &DriverCapabilities, arch: &str) -> Vec<Fact> {
     };
     let machines = or_anything(&driver.machines);
     let models = or_anything(&driver.cpu_models);
-    let accels = driver.accels.iter().filter(|probe| probe.usable);
+    // One that is away runs nothing new.
+    let accels = driver.accels.iter().filter(|probe| probe.usable && driver.away.is_empty());
     let mut facts = vec![Fact::new(FactKind::Driver, name.to_string())];
     facts.extend(archs.iter().map(|arch| Fact::new(FactKind::Arch, format!("{name} {arch}"))));
     facts.extend(accels.map(|probe| Fact::new(FactKind::Accel, accel_text(driver.name, probe.accel))));

@@ -36,7 +36,7 @@ impl State {
         let host = vm.status.host.and_then(|host| self.host(host));
         let host = host.ok_or_else(|| wrong("has no host".to_owned()))?;
         let driver = host.status.capabilities.driver(vm.spec.driver);
-        let can = |power| driver.is_some_and(|driver| driver.powers.contains(&power));
+        let can = |power| driver.is_some_and(|driver| !driver.lacks(power));
         let lacks = |what: &str| {
             let verb = format!("migrate {what}").trim_end().to_owned();
             Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, &verb))

@@ -136,7 +136,7 @@ pub(crate) fn set_power(draft: &mut Draft, uid: VmId, power: Power) -> Result<()
     if power == Power::Paused
         && let Some(host) = vm.status.host.and_then(|host| draft.state.host(host))
         && let Some(driver) = host.status.capabilities.driver(vm.spec.driver)
-        && !driver.powers.contains(&DriverPower::Pause)
+        && driver.lacks(DriverPower::Pause)
     {
         return Err(Rejected::new(ErrorCode::Unsupported, unsupported(vm.spec.driver, "pause")));
     }

@@ -49,6 +49,10 @@ impl LibvirtFixture {
         self.daemons[host].path(name)
     }
 
+    pub(super) fn daemon(&self, host: usize) -> &Daemon {
+        &self.daemons[host]
+    }
+
     pub(super) fn uri(&self, host: usize) -> String {
         self.daemons[host].uri(self.uri)
     }

@@ -29,9 +29,11 @@ for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
 hostname "$2"
 ip link set lo up
 umount -q /sys/fs/cgroup/unified 2>/dev/null || true
-# The shell stays: as the first process it buries those of libvirtd's that end.
-libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1 &
-wait
+# The shell stays: as the first process it buries those of libvirtd's that end, and starts it again when it may.
+while sleep 0.1; do
+    [ -e "$1/hold" ] && continue
+    libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1 || true
+done
 "#;
 
 /// One host.
@@ -91,6 +93,28 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(20));
         }
         daemon
+    }
+
+    /// Ends the daemon, and nothing else: its guests go on.
+    pub(super) fn stop(&self) {
+        fs::write(self.path("hold"), []).expect("write");
+        self.signal("TERM");
+    }
+
+    /// Starts it again.
+    pub(super) fn go_on(&self) {
+        fs::remove_file(self.path("hold")).expect("it was stopped");
+    }
+
+    /// Sends the daemon a signal, from inside.
+    pub(super) fn signal(&self, signal: &str) {
+        let outside = self.child.id();
+        let children =
+            fs::read_to_string(format!("/proc/{outside}/task/{outside}/children")).expect("children");
+        let shell = children.split_whitespace().next().expect("its shell").to_owned();
+        let pid = fs::read_to_string(self.path("libvirtd.pid")).expect("its pid");
+        let kill = ["--target", &shell, "--pid", "--mount", "--", "kill", "-s", signal, pid.trim()];
+        assert!(Command::new("nsenter").args(kill).status().expect("nsenter runs").success(), "{signal}");
     }
 
     pub(super) fn socket(&self) -> PathBuf {

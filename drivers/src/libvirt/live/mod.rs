@@ -2,6 +2,7 @@
 //! Nothing of them is left when a test ends.
 
 mod adoption;
+mod away;
 mod conforms;
 mod daemon;
 
