@@ -179,13 +179,13 @@ async fn once(site: &Arc<Site>) -> ClientResult<()> {
     loop {
         match events.recv().await {
             Ok(event) => hear(site, &client, &event).await,
-            Err(RecvError::Lagged(_)) => site.look_at_all(&client, "list").await.map_err(gone)?,
+            Err(RecvError::Lagged(_)) => site.look_at_all(&client, "list").await.map_err(|e| gone(&e))?,
             Err(RecvError::Closed) => return Ok(()),
         }
     }
 }
 
-fn gone(error: crate::DriverError) -> ClientError {
+fn gone(error: &crate::DriverError) -> ClientError {
     ClientError::Gone(error.to_string())
 }
 
@@ -200,7 +200,7 @@ async fn connect(site: &Arc<Site>) -> ClientResult<(Client, Arc<Offers>, Receive
             _ => {}
         }
     }
-    site.look_at_all(&client, "list").await.map_err(gone)?;
+    site.look_at_all(&client, "list").await.map_err(|e| gone(&e))?;
     console::serve_all(site, &offers);
     Ok((client, offers, events))
 }
