@@ -1,6 +1,6 @@
 # What one does here. Everything is in the scripts: tests/install, tests/guest/build, tests/demo, tests/run, .ci/run.
 
-.PHONY: help demo demo-down test lint bench chaos fuzz install guest
+.PHONY: help demo demo-down test lint bench chaos fuzz sim install guest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,10 @@ chaos: install ## kill, stop and cut off controllers and agents under load for M
 
 fuzz: install ## every reader of bytes from outside against mutated files, for MINUTES (20)
 	FUZZ_MINUTES=$(or $(MINUTES),20) cargo test --locked --release --package dunlin-tests --test fuzz
+
+sim: install ## the fleet simulated, everything breaking that can: SEEDS=10000 runs, FROM=1 the first
+	DUNLIN_SIM_SEEDS=$(or $(SEEDS),10000) DUNLIN_SIM_SEED=$(or $(FROM),1) \
+		cargo test --locked --release --package dunlin-tests --test sim whatever_breaks -- --nocapture
 
 install: ## what is missing on this machine
 	@tests/install

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::hypervisor::Guest;
@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::converge::board::Board;
 use crate::converge::worker::work;
+use crate::ground::Ground;
 use crate::identity::DirLock;
 use crate::images::Images;
 use crate::journal::{Journal, Record};
@@ -48,6 +49,7 @@ pub(crate) struct Host {
     /// Folder of saved memory.
     pub(crate) saves: PathBuf,
     pub(crate) starts: Semaphore,
+    pub(crate) ground: Ground,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     /// Released when the last task that could still write has ended.
@@ -61,9 +63,10 @@ impl Host {
         drivers: Vec<Arc<dyn Hypervisor>>,
         line: Arc<Line>,
         lock: DirLock,
+        ground: Ground,
     ) -> Result<Arc<Self>, Error> {
         let folder = |name: &str| config.data_dir.join(name);
-        let (journal, mut records) = Journal::open(folder("vms"), lock.clone())?;
+        let (journal, mut records) = Journal::open(folder("vms"), Arc::clone(&ground.files), lock.clone())?;
         let images = Images::open(folder("images"), Arc::clone(&line)).folder(folder("images"))?;
         let volumes = Volumes::open(folder("volumes"), lock.clone()).folder(folder("volumes"))?;
         let saves = folder("saves");
@@ -83,6 +86,7 @@ impl Host {
             volumes,
             saves,
             starts: Semaphore::new(STARTS_MAX),
+            ground,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
@@ -91,7 +95,7 @@ impl Host {
         for driver in host.drivers.values() {
             // Listens before it lists: what happens in between is heard twice, not missed.
             host.spawn(listen(Arc::clone(&host), Arc::clone(driver), driver.notices()));
-            host.spawn(trim(Arc::clone(driver)));
+            host.spawn(trim(Arc::clone(driver), host.ground.clone()));
             host.spawn(presence::tend(Arc::clone(&host), Arc::clone(driver)));
         }
         Ok(host)
@@ -103,6 +107,11 @@ impl Host {
         self.tasks.spawn(async move {
             stop.run_until_cancelled(task).await;
         });
+    }
+
+    /// This host's clock, ms since 1970.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.ground.clock.now().0
     }
 
     /// Has somebody look at the VM.
@@ -129,7 +138,7 @@ fn adopt_orphans(volumes: &Volumes, records: &mut Vec<Record>) -> std::io::Resul
 }
 
 /// Keeps what guests say within bounds, as long as the agent lives.
-async fn trim(driver: Arc<dyn Hypervisor>) {
+async fn trim(driver: Arc<dyn Hypervisor>, ground: Ground) {
     let mut trouble = String::new();
     loop {
         match driver.trim_logs().await {
@@ -142,7 +151,7 @@ async fn trim(driver: Arc<dyn Hypervisor>) {
                 }
             }
         }
-        tokio::time::sleep(TRIM_INTERVAL).await;
+        ground.timer.sleep(TRIM_INTERVAL).await;
     }
 }
 
@@ -174,10 +183,4 @@ async fn listen(
             Err(RecvError::Closed) => return,
         }
     }
-}
-
-/// This host's clock, ms since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

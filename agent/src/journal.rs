@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dunlin_model::desired::Assignment;
 use dunlin_model::observed::EndCause;
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::durable;
+use crate::files::Files;
 use crate::identity::DirLock;
 
 /// Layout of the record files. Raised when a record of an older agent cannot be read as it stands.
@@ -257,23 +259,36 @@ struct Envelope<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     folder: PathBuf,
+    files: Arc<dyn Files>,
     /// A write goes on when the task that wanted it is dropped.
     _lock: DirLock,
 }
 
 impl Journal {
     /// Opens the journal in `folder`, which is made when it is not there, and reads every record.
-    pub(crate) fn open(folder: PathBuf, lock: DirLock) -> Result<(Self, Vec<Record>), JournalError> {
+    pub(crate) fn open(
+        folder: PathBuf,
+        files: Arc<dyn Files>,
+        lock: DirLock,
+    ) -> Result<(Self, Vec<Record>), JournalError> {
         let at = |source| JournalError::Io { path: folder.clone(), source };
-        std::fs::create_dir_all(&folder).map_err(at)?;
-        durable::sweep(&folder).map_err(at)?;
+        files.make_folder(&folder).map_err(at)?;
+        durable::sweep(&*files, &folder).map_err(at)?;
         let mut records = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(at)? {
-            records.push(read(&entry.map_err(at)?.path())?);
+        for path in files.list(&folder).map_err(at)? {
+            records.push(read(&*files, &path)?);
         }
-        let journal = Self { folder, _lock: lock };
+        let journal = Self { folder, files, _lock: lock };
         journal.thin(&mut records, TOMBSTONES_MAX)?;
         Ok((journal, records))
+    }
+
+    /// Makes the record durable without holding anybody up, and gives it back.
+    pub(crate) async fn keep(&self, record: Record) -> Result<Record, JournalError> {
+        let (journal, path) = (self.clone(), self.path(record.vm));
+        self.files.pace().await;
+        let kept = durable::off_thread(move || Ok(journal.write(&record).map(|()| record))).await;
+        kept.map_err(|source| JournalError::Io { path, source })?
     }
 
     /// Makes the record durable. Blocks for the disk: call it where that is allowed.
@@ -284,13 +299,13 @@ impl Journal {
         let sha256 = digest(raw.get());
         let envelope = Envelope { version: VERSION, sha256, record: &raw };
         let bytes = serde_json::to_vec(&envelope).map_err(|e| at(e.into()))?;
-        durable::replace(&path, &bytes).map_err(at)
+        durable::replace_in(&*self.files, &path, &bytes).map_err(at)
     }
 
     /// Forgets a VM that has left long ago.
     pub(crate) fn forget(&self, vm: VmId) -> Result<(), JournalError> {
         let path = self.path(vm);
-        durable::remove(&path).map_err(|source| JournalError::Io { path, source })
+        durable::remove_in(&*self.files, &path).map_err(|source| JournalError::Io { path, source })
     }
 
     /// Forgets the oldest tombstones above `max`.
@@ -308,9 +323,9 @@ impl Journal {
     }
 }
 
-fn read(path: &Path) -> Result<Record, JournalError> {
+fn read(files: &dyn Files, path: &Path) -> Result<Record, JournalError> {
     let damaged = |problem: String| JournalError::Damaged { path: path.to_owned(), problem };
-    let bytes = std::fs::read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
+    let bytes = files.read(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
     let envelope: Envelope<'_> = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     if envelope.version > VERSION {
         return Err(JournalError::Version { path: path.to_owned(), found: envelope.version });

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
+use crate::files::ThisMachine;
 
 struct Kept {
     dir: TempDir,
@@ -17,7 +18,11 @@ impl Kept {
     }
 
     fn open(&self) -> Result<(Journal, Vec<Record>), JournalError> {
-        Journal::open(self.dir.path().join("vms"), DirLock::take(self.dir.path()).unwrap())
+        Journal::open(
+            self.dir.path().join("vms"),
+            Arc::new(ThisMachine),
+            DirLock::take(self.dir.path()).unwrap(),
+        )
     }
 
     fn file(&self, vm: VmId) -> PathBuf {

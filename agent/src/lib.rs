@@ -13,6 +13,8 @@ mod config;
 mod console;
 mod converge;
 mod durable;
+pub mod files;
+pub mod ground;
 mod host;
 mod identity;
 mod image_cache;
@@ -25,6 +27,7 @@ mod presence;
 mod sample;
 mod serial_log;
 mod session;
+pub mod simulation;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -47,6 +50,7 @@ pub use identity::IdentityError;
 pub use journal::JournalError;
 pub use keys::KeysError;
 
+use ground::Ground;
 use host::Host;
 use line::Line;
 
@@ -169,7 +173,7 @@ async fn run_locked(
         enrolled.controllers.iter().chain(&config.controllers).cloned(),
         enrolled.keys.keyring.dialer(),
     ));
-    let host = Host::open(config, drivers, line, lock)?;
+    let host = Host::open(config, drivers, line, lock, Ground::this_machine())?;
     // However this ends, dropped in the middle too, every task ends with it.
     let _stop = host.stop.clone().drop_guard();
     tokio::select! {

@@ -14,7 +14,6 @@ use dunlin_drivers::Hypervisor;
 use dunlin_drivers::hypervisor::Presence;
 use dunlin_model::capabilities::{DriverCapabilities, DriverName};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
 
 use crate::host::Host;
 
@@ -41,7 +40,9 @@ pub(crate) async fn tend(host: Arc<Host>, driver: Arc<dyn Hypervisor>) {
         let now = presence.borrow_and_update().clone();
         if let Presence::Away(why) = now {
             // It may be about to connect for the first time.
-            if !std::mem::take(&mut first) || timeout(SETTLE_MAX, changed(&mut presence)).await.is_err() {
+            if !std::mem::take(&mut first)
+                || host.ground.within(SETTLE_MAX, changed(&mut presence)).await.is_none()
+            {
                 host.gone_away(name, why);
                 changed(&mut presence).await;
             }
@@ -49,13 +50,11 @@ pub(crate) async fn tend(host: Arc<Host>, driver: Arc<dyn Hypervisor>) {
         }
         if let Err(why) = take_over(&host, &driver).await {
             host.gone_away(name, why);
-            tokio::select! {
-                () = sleep(AGAIN_AFTER) => {}
-                () = changed(&mut presence) => {}
-            }
+            host.ground.within(AGAIN_AFTER, changed(&mut presence)).await;
             continue;
         }
         tokio::select! {
+            biased;
             probed = driver.probe() => host.probed(probed),
             () = changed(&mut presence) => continue,
         }
@@ -72,10 +71,10 @@ async fn changed(presence: &mut watch::Receiver<Presence>) {
 
 async fn take_over(host: &Arc<Host>, driver: &Arc<dyn Hypervisor>) -> Result<(), String> {
     let before = host.board.all_news();
-    let guests = match timeout(LIST_MAX, driver.list()).await {
-        Ok(Ok(guests)) => guests,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(format!("it did not list its guests within {} s", LIST_MAX.as_secs())),
+    let guests = match host.ground.within(LIST_MAX, driver.list()).await {
+        Some(Ok(guests)) => guests,
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err(format!("it did not list its guests within {} s", LIST_MAX.as_secs())),
     };
     host.board.hear_all(driver.name(), guests, &before);
     for vm in host.board.back(driver.name()) {
@@ -89,7 +88,7 @@ impl Host {
     pub(crate) async fn settled(&self) {
         let mut probes = self.probes.subscribe();
         let all = probes.wait_for(|probes| probes.values().all(|probed| probed.away != TRYING));
-        if timeout(SETTLE_MAX, all).await.is_err() {
+        if self.ground.within(SETTLE_MAX, all).await.is_none() {
             tracing::warn!("a driver takes long to be tried out");
         }
     }

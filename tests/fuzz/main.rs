@@ -10,6 +10,7 @@
 //! An input that breaks a reader is printed as a byte string, to become a case in [`readers`].
 
 mod mutate;
+mod outside;
 mod readers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +49,10 @@ pub(crate) const TARGETS: &[Target] = &[
     readers::FIELDS,
     readers::POLICY,
     readers::VM_SPEC,
+    outside::DOMAIN_XML,
+    outside::LIBVIRT_FRAME,
+    outside::DOCUMENTS,
+    outside::BODY,
 ];
 
 /// Cases `from..from + count` of a target: each of a seed of its own, so that one can be run again alone. How many were

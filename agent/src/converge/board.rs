@@ -11,7 +11,7 @@ use dunlin_model::capabilities::DriverName;
 use dunlin_model::desired::{ActOrder, Assignment, DesiredSet};
 use dunlin_model::image::ImageSpec;
 use dunlin_model::observed::{ActReport, ObservedVm};
-use dunlin_model::{Name, Revision, TaskId, VmId};
+use dunlin_model::{Incarnation, Name, Revision, TaskId, VmId};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -308,6 +308,11 @@ impl Board {
     /// The generation last taken in.
     pub(crate) fn generation(&self) -> Revision {
         self.lock().generation
+    }
+
+    /// The highest incarnation each VM was told.
+    pub(crate) fn told(&self) -> BTreeMap<VmId, Incarnation> {
+        self.lock().slots.iter().map(|(vm, slot)| (*vm, slot.record.told)).collect()
     }
 
     /// Puts up a record that is durable.

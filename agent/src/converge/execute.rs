@@ -17,7 +17,7 @@ use super::board::Look;
 use super::plan::Step;
 use super::worker::Next;
 use crate::durable;
-use crate::host::{Host, now_ms};
+use crate::host::Host;
 use crate::journal::{ActRecord, Ended, JournalError, Record, Saved, Sending, Started, TOMBSTONES_MAX};
 use crate::network::{self, NetworkError};
 use crate::volumes::VolumeError;
@@ -84,15 +84,7 @@ impl Host {
             return Ok(());
         }
         record.generation = record.generation.max(self.board.generation());
-        let journal = self.journal.clone();
-        let (record, written) = tokio::task::spawn_blocking(move || {
-            let written = journal.write(&record);
-            (record, written)
-        })
-        .await
-        .map_err(|e| Trouble::NotYet(format!("the journal's thread ended: {e}")))?;
-        written?;
-        self.board.remember(record);
+        self.board.remember(self.journal.keep(record).await?);
         Ok(())
     }
 
@@ -249,7 +241,7 @@ impl Host {
             ActStep::Wait(_) | ActStep::Over => Ok(()),
             ActStep::Save => self.save(vm, look, order).await,
             ActStep::Press => {
-                let pressed_ms = now_ms();
+                let pressed_ms = self.now_ms();
                 self.amend(vm, |record| {
                     record.acts.entry(order.task).and_modify(|act| act.pressed_ms = pressed_ms);
                 })
@@ -260,7 +252,7 @@ impl Host {
             ActStep::Begin => {
                 tracing::info!(%vm, task = %order.task, act = order.act.as_str(), "beginning an act");
                 let reboots = look.guest.as_ref().map_or(0, |guest| guest.reboots);
-                let begun = begun(order, reboots);
+                let begun = begun(order, reboots, self.now_ms());
                 self.amend(vm, |record| drop(record.acts.insert(order.task, begun))).await?;
                 let driver = self.driver_of(look)?;
                 let done = match order.act {
@@ -297,8 +289,9 @@ impl Host {
         if phase != TaskPhase::Succeeded && look.record.acts.contains_key(&order.task) {
             self.call_reboot_off(vm, look, &order.act).await;
         }
+        let now_ms = self.now_ms();
         self.amend(vm, |record| {
-            let act = record.acts.entry(order.task).or_insert_with(|| begun(order, 0));
+            let act = record.acts.entry(order.task).or_insert_with(|| begun(order, 0, now_ms));
             act.ended = Some((phase, message));
         })
         .await
@@ -337,9 +330,10 @@ impl Host {
         match saved {
             Err(why) => self.end_act(vm, look, order, TaskPhase::Failed, why).await,
             Ok(size_bytes) => {
+                let now_ms = self.now_ms();
                 let saved = Saved { file, size_bytes, incarnation: order.incarnation };
                 self.amend(vm, |record| {
-                    let act = record.acts.entry(order.task).or_insert_with(|| begun(order, 0));
+                    let act = record.acts.entry(order.task).or_insert_with(|| begun(order, 0, now_ms));
                     act.ended = Some((TaskPhase::Succeeded, format!("{size_bytes} bytes saved")));
                     record.saved = Some(saved);
                 })
@@ -349,9 +343,9 @@ impl Host {
     }
 }
 
-fn begun(order: &ActOrder, reboots: u32) -> ActRecord {
+fn begun(order: &ActOrder, reboots: u32, begun_ms: u64) -> ActRecord {
     let (act, incarnation) = (order.act.clone(), order.incarnation);
-    ActRecord { act, incarnation, begun_ms: now_ms(), pressed_ms: 0, reboots, ended: None }
+    ActRecord { act, incarnation, begun_ms, pressed_ms: 0, reboots, ended: None }
 }
 
 /// May the same call work when it is made again?

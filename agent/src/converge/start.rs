@@ -31,6 +31,8 @@ impl Host {
         let prepare = self.prepare(vm, desired, look, mode, &given_up);
         tokio::pin!(prepare);
         let prepared = tokio::select! {
+            // In this order, and not by chance: a simulation goes the same way again.
+            biased;
             prepared = &mut prepare => prepared,
             () = self.wanted_otherwise(vm, desired) => {
                 given_up.cancel();

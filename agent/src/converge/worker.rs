@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use dunlin_model::desired::{ActOrder, Assignment, Role};
 use dunlin_model::{TaskId, VmId};
-use tokio::time::Instant;
 
 use super::act::{ActStep, plan_act};
 use super::board::Look;
 use super::plan::{Step, is_stale, plan};
-use crate::host::{Host, now_ms};
+use crate::host::Host;
 
 /// A step that changed nothing is done again after this: the hypervisor is still at it, and will say when it is not.
 const STALL_RETRY_MS: u64 = 500;
@@ -91,27 +90,28 @@ fn is_news(look: &Look, desired: &Arc<Assignment>) -> bool {
 /// How fast the same thing may be tried again.
 #[derive(Debug, Default)]
 struct Pace {
-    last: Option<(Next, Instant)>,
+    /// What was done last, and the moment before which it is not done again, by the host's timer.
+    last: Option<(Next, Duration)>,
     tries: u32,
 }
 
 impl Pace {
-    /// The moment before which `next` is not done, if it was just done.
-    fn hold(&self, next: &Next) -> Option<Instant> {
+    /// How long `next` has to wait, if it was just done.
+    fn hold(&self, next: &Next, now: Duration) -> Option<Duration> {
         let (last, not_before) = self.last.as_ref()?;
-        (last == next && *not_before > Instant::now()).then_some(*not_before)
+        if last == next { not_before.checked_sub(now).filter(|wait| !wait.is_zero()) } else { None }
     }
 
-    fn done(&mut self, next: Next) {
+    fn done(&mut self, next: Next, now: Duration) {
         self.tries = 0;
-        self.last = Some((next, Instant::now() + Duration::from_millis(STALL_RETRY_MS)));
+        self.last = Some((next, now + Duration::from_millis(STALL_RETRY_MS)));
     }
 
-    fn failed(&mut self, next: Next) {
+    fn failed(&mut self, next: Next, now: Duration) {
         let again = matches!(&self.last, Some((last, _)) if *last == next);
         self.tries = if again { self.tries.saturating_add(1) } else { 1 };
         let wait = BACKOFF_MIN_MS.saturating_mul(1 << self.tries.min(16)).min(BACKOFF_MAX_MS);
-        self.last = Some((next, Instant::now() + Duration::from_millis(wait)));
+        self.last = Some((next, now + Duration::from_millis(wait)));
     }
 
     /// Times `next` has failed in a row.
@@ -127,7 +127,7 @@ pub(crate) async fn work(host: Arc<Host>, vm: VmId) {
     loop {
         host.board.begin_look(vm);
         let Some(look) = host.board.look(vm) else { return };
-        let next = decide(&look, now_ms());
+        let next = decide(&look, host.now_ms());
         if let Next::Wait(until) = next {
             host.board.doing(vm, None);
             let Some(until) = until else {
@@ -136,20 +136,20 @@ pub(crate) async fn work(host: Arc<Host>, vm: VmId) {
                 }
                 continue;
             };
-            let wait = Duration::from_millis(until.saturating_sub(now_ms()));
-            let _ = tokio::time::timeout(wait, bell.notified()).await;
+            let wait = Duration::from_millis(until.saturating_sub(host.now_ms()));
+            host.ground.within(wait, bell.notified()).await;
             continue;
         }
-        if let Some(not_before) = pace.hold(&next) {
-            let _ = tokio::time::timeout_at(not_before, bell.notified()).await;
+        if let Some(wait) = pace.hold(&next, host.ground.timer.elapsed()) {
+            host.ground.within(wait, bell.notified()).await;
             continue;
         }
         let tries = pace.failures(&next);
         match host.carry_out(vm, &look, &next, tries).await {
-            Ok(()) => pace.done(next),
+            Ok(()) => pace.done(next, host.ground.timer.elapsed()),
             Err(trouble) => {
                 tracing::warn!(%vm, name = %look.record.name, ?next, %trouble, "a step failed and will be tried again");
-                pace.failed(next);
+                pace.failed(next, host.ground.timer.elapsed());
             }
         }
     }

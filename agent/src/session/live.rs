@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::ErrorCode;
 use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::desired::DesiredSet;
+use dunlin_model::{ErrorCode, HostId};
 use dunlin_pki::KeyPair;
 use dunlin_proto::v1::from_agent::Message as Up;
 use dunlin_proto::v1::to_agent::Message as Down;
@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::keys::{self, Keys, KeysError};
 
 /// VMs in one report: 256 of less than 1 KiB each.
-const REPORT_VMS_MAX: usize = 256;
+pub(crate) const REPORT_VMS_MAX: usize = 256;
 
 /// A leader that says nothing for so long hangs: it asks for a sign of life every 2 s.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
@@ -62,7 +62,7 @@ impl Agent {
             };
             heard = Instant::now();
             match message {
-                Some(Down::Desired(set)) => self.take_in(set),
+                Some(Down::Desired(set)) => take_in(&self.host, self.identity.host, set),
                 Some(Down::Ping(ping)) => {
                     // When the queue is full, what is in it is the sign of life.
                     let pong = Up::Pong(v1::Pong { nonce: ping.nonce });
@@ -103,23 +103,24 @@ impl Agent {
             }
         });
     }
+}
 
-    fn take_in(&self, set: v1::DesiredSet) {
-        let set: DesiredSet = match set.try_into() {
-            Ok(set) => set,
-            Err(refusal) => {
-                tracing::error!(%refusal, "a desired set could not be read and was not taken in");
-                return;
-            }
-        };
-        let generation = set.generation;
-        match self.host.board.take_in(set, self.identity.host) {
-            Ok(vms) => {
-                tracing::debug!(%generation, vms = vms.len(), "a desired set was taken in");
-                vms.into_iter().for_each(|vm| self.host.wake(vm));
-            }
-            Err(refusal) => tracing::error!(%refusal, "a desired set was refused"),
+/// Takes in what the leader wants of this host; what cannot be read, or is not for it, changes nothing.
+pub(crate) fn take_in(host: &Arc<Host>, id: HostId, set: v1::DesiredSet) {
+    let set: DesiredSet = match set.try_into() {
+        Ok(set) => set,
+        Err(refusal) => {
+            tracing::error!(%refusal, "a desired set could not be read and was not taken in");
+            return;
         }
+    };
+    let generation = set.generation;
+    match host.board.take_in(set, id) {
+        Ok(vms) => {
+            tracing::debug!(%generation, vms = vms.len(), "a desired set was taken in");
+            vms.into_iter().for_each(|vm| host.wake(vm));
+        }
+        Err(refusal) => tracing::error!(%refusal, "a desired set was refused"),
     }
 }
 
@@ -177,7 +178,8 @@ fn other_capabilities(host: &Host, told: &mut HostCapabilities) -> Option<Up> {
     })
 }
 
-fn report(changes: Changes, complete: bool) -> v1::Report {
+/// A report as it crosses the wire.
+pub(crate) fn report(changes: Changes, complete: bool) -> v1::Report {
     v1::Report {
         complete,
         vms: changes.vms.into_iter().map(Into::into).collect(),

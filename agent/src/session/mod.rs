@@ -7,7 +7,7 @@
 //! ```
 //! Owns no truth: whatever ends a session, the next one begins with everything there is. Guests never notice.
 
-mod live;
+pub(crate) mod live;
 
 use std::sync::Arc;
 use std::time::Duration;
