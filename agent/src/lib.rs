@@ -27,7 +27,6 @@ mod presence;
 mod sample;
 mod serial_log;
 mod session;
-pub mod simulation;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -49,6 +48,7 @@ pub use config::{Config, Network, SimulatedHost};
 pub use identity::IdentityError;
 pub use journal::JournalError;
 pub use keys::KeysError;
+pub use session::simulation;
 
 use ground::Ground;
 use host::Host;

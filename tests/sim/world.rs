@@ -242,8 +242,11 @@ impl World {
             for host in 0..self.hosts.len() {
                 self.boot(host);
             }
-            if self.view().active_tasks().next().is_none() && self.rng.chance(5) {
-                self.uncordon_one();
+            // A request of phase 1 may be heard only now.
+            match self.rng.below(40) {
+                0 => self.cancel_drains(),
+                1 if self.view().active_tasks().next().is_none() => self.uncordon_one(),
+                _ => {}
             }
             self.tick(CALM_TICK_MS).await;
             let view = self.view();

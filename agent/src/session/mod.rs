@@ -7,7 +7,8 @@
 //! ```
 //! Owns no truth: whatever ends a session, the next one begins with everything there is. Guests never notice.
 
-pub(crate) mod live;
+mod live;
+pub mod simulation;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,12 +13,12 @@ use dunlin_model::{HostId, Incarnation, Labels, VmId};
 use dunlin_pki::{Keyring, Ring, Trust};
 use dunlin_proto::v1;
 
+use super::live::{REPORT_VMS_MAX, report, take_in};
 use crate::converge::board::Sent;
 use crate::ground::Ground;
 use crate::host::Host;
 use crate::identity::DirLock;
 use crate::line::Line;
-use crate::session::live::{REPORT_VMS_MAX, report, take_in};
 use crate::{Config, Error, durable};
 
 /// An agent that is played.
