@@ -332,7 +332,7 @@ pub(crate) enum HostVerb {
     Cordon { name: String },
     /// Take VMs again
     Uncordon { name: String },
-    /// Change its rack, zone, taints or labels
+    /// Change its rack, zone, taints, resources or labels
     Set(HostSetArgs),
     /// Cordon, and migrate every VM away
     Drain {

@@ -10,7 +10,7 @@ mod plans;
 
 pub(crate) use capacity::capacity;
 pub(crate) use explain::{explain_host, explain_migration, explain_vm};
-pub(crate) use plans::{balance_plan, drain_plan};
+pub(crate) use plans::{Aim, balance_plan, drain_plan};
 
 use dunlin_model::Timestamp;
 use dunlin_state::State;

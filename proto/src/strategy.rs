@@ -138,6 +138,10 @@ fn vnc() -> impl Strategy<Value = Vnc> {
     })
 }
 
+fn resources() -> impl Strategy<Value = BTreeMap<String, u64>> {
+    btree_map("(device|licence)/[a-z]{1,5}", 1_u64..=1_000_000, 0..3)
+}
+
 fn tolerated() -> impl Strategy<Value = Labels> {
     btree_map("[a-z./]{1,8}", words(), 0..3)
 }
@@ -239,16 +243,18 @@ pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
         );
         let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
         let prefers = btree_map("[a-z]{1,4}=[a-z]{0,4}", 1u32..=100, 0..3);
-        let placement = (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers).prop_map(
-            |(host, host_labels, apart_from, rules, tolerates, prefers)| Placement {
-                host,
-                host_labels,
-                apart_from,
-                rules,
-                tolerates,
-                prefers,
-            },
-        );
+        let placement =
+            (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers, resources()).prop_map(
+                |(host, host_labels, apart_from, rules, tolerates, prefers, resources)| Placement {
+                    host,
+                    host_labels,
+                    apart_from,
+                    rules,
+                    tolerates,
+                    prefers,
+                    resources,
+                },
+            );
         let sim = any::<(u64, u64, u32, u32, u64)>().prop_map(
             |(boot_ms, dirty_mib_s, cpu_percent, fault_ppm, seed)| SimSpec {
                 boot_ms,
@@ -405,8 +411,9 @@ fn capabilities() -> impl Strategy<Value = HostCapabilities> {
 }
 
 pub(crate) fn host() -> impl Strategy<Value = Host> {
-    let spec = (any::<bool>(), of(name()), of(name()), tolerated())
-        .prop_map(|(cordoned, rack, zone, taints)| HostSpec { cordoned, rack, zone, taints });
+    let spec = (any::<bool>(), of(name()), of(name()), tolerated(), resources()).prop_map(
+        |(cordoned, rack, zone, taints, resources)| HostSpec { cordoned, rack, zone, taints, resources },
+    );
     let reserved = any::<(u64, u64, u64)>().prop_map(|(cpus, mem_mib, vms)| Reserved { cpus, mem_mib, vms });
     let phase = select(vec![HostPhase::Joining, HostPhase::Up, HostPhase::Down]);
     let status = (phase, capabilities(), reserved, words(), any::<u64>(), time(), words()).prop_map(

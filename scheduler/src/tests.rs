@@ -177,6 +177,19 @@ fn every_filter_refuses_with_its_reason() {
     let labels =
         |spec: &mut VmSpec| drop(spec.placement.host_labels.insert("rack".to_owned(), "a".to_owned()));
     refused(&spec(labels), "HostLabels", "no label rack=a");
+    let takes = |spec: &mut VmSpec| {
+        spec.placement.resources.insert("licence/db".to_owned(), 2);
+    };
+    refused(&spec(takes), "Licences", "not enough licence/db (need 2, most free 0)");
+    let has: Tweak = |host| {
+        host.spec.resources.insert("licence/db".to_owned(), 3);
+    };
+    let mut taken = Case::new(&[has], takes);
+    check(&taken, "h1 12180 | - | NoHosts | ");
+    let mut other = vm(2, &[], VmSpec::new(0));
+    takes(&mut other.spec);
+    taken.guests = vec![(uid(1), other)];
+    refused(&taken, "Licences", "not enough licence/db (need 2, most free 1)");
     let mut elsewhere = spec(|_| {});
     elsewhere.vm.status.volumes_on = Some(uid(7));
     refused(&elsewhere, "VolumesElsewhere", "the VM's disks are on another host");

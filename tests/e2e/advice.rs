@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use dunlin_model::vm::VmPhase;
 use dunlin_tests::{Fleet, FleetOptions, eventually};
 
@@ -63,9 +63,47 @@ fn the_scheduler_answers_as_recorded() -> anyhow::Result<()> {
             steady(&normal(&fleet, &fleet.ok(words)?))
         ));
     }
+    let plan = fleet.json(&["balance", "plan", "--consolidate"])?;
+    let emptied: Vec<_> =
+        plan["emptied"].as_array().context("emptied")?.iter().filter_map(|name| name.as_str()).collect();
+    ensure!(emptied == ["host-2", "host-3"] && plan["moves"] == serde_json::json!([]), "{plan}");
+    licences(&fleet)?;
     said = said.replace(&fleet.scratch().display().to_string(), "SCRATCH");
     insta::assert_snapshot!("advice", said);
     recommendations(&fleet)
+}
+
+/// A host that has one licence takes one VM that needs it; the next hears why not, and goes in when there is another.
+fn licences(fleet: &Fleet) -> anyhow::Result<()> {
+    let resource =
+        |count: &str| fleet.ok(&["host", "set", "host-2", "--resource", &format!("licence/db={count}")]);
+    let create = |name: &str| {
+        let words = ["--driver", "test", "--mem-mib", "64", "--resource", "licence/db=1", "--start"];
+        fleet.ok(&[&["vm", "create", name], &words[..]].concat())
+    };
+    resource("1")?;
+    create("first")?;
+    fleet.wait_phase("first", VmPhase::Running, LIMIT)?;
+    ensure!(fleet.vm("first")?.status.host_name.is_some_and(|host| host.as_str() == "host-2"));
+    create("second")?;
+    let told = eventually("a reason", LIMIT, || {
+        let vm = fleet.vm("second").map_err(|e| e.to_string())?;
+        if vm.status.reason.is_empty() { Err("none yet".to_owned()) } else { Ok(vm.status) }
+    })?;
+    ensure!(
+        told.message.contains("not enough licence/db (need 1, most free 0)"),
+        "{}: {}",
+        told.reason,
+        told.message
+    );
+    let host = fleet.ok(&["explain", "host", "host-2"])?;
+    ensure!(host.contains("has 1 of licence/db, of which 1 are taken"), "{host}");
+    resource("2")?;
+    fleet.wait_phase("second", VmPhase::Running, LIMIT)?;
+    for name in ["first", "second"] {
+        fleet.ok(&["vm", "delete", name, "--wait"])?;
+    }
+    Ok(())
 }
 
 const FLEET: &str = "host a cpus=8 mem=16G\nhost b cpus=8 mem=16G\nhost c cpus=8 mem=16G\n";

@@ -135,6 +135,10 @@ pub(crate) fn balance(format: Format, plan: &BalancePlan) -> Result<(), Failure>
     answer(format, plan, |_| {
         let mode = format!("{:?}", plan.mode).to_lowercase();
         let mut text = format!("{} (mode {mode}, level {})\n", plan.verdict, plan.level);
+        if !plan.emptied.is_empty() {
+            let names: Vec<&str> = plan.emptied.iter().map(dunlin_model::Name::as_str).collect();
+            let _ = writeln!(text, "to be switched off: {}", names.join(", "));
+        }
         if !plan.moves.is_empty() {
             let change = pain(plan.pain_before_milli, plan.pain_after_milli);
             let _ = writeln!(text, "pain of the fleet {change} CPUs\n");

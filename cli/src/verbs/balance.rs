@@ -18,6 +18,9 @@ pub(crate) enum BalanceVerb {
         /// How small a gain is worth a move, 1 to 5; the cluster's own when not said
         #[arg(long, allow_negative_numbers = true, value_parser = whole::<u32>("1 to 5"))]
         level: Option<u32>,
+        /// Empty hosts, so that they can be switched off, rather than level the load
+        #[arg(long)]
+        consolidate: bool,
     },
     /// Approve recommendations; without names, plan now and begin every move
     Apply {
@@ -25,6 +28,9 @@ pub(crate) enum BalanceVerb {
         /// How small a gain is worth a move, 1 to 5; the cluster's own when not said
         #[arg(long, conflicts_with = "names", allow_negative_numbers = true, value_parser = whole::<u32>("1 to 5"))]
         level: Option<u32>,
+        /// Empty hosts, so that they can be switched off, rather than level the load
+        #[arg(long, conflicts_with = "names")]
+        consolidate: bool,
     },
     /// Dismiss recommendations: the same moves are not recommended again for an hour
     Dismiss {
@@ -40,12 +46,14 @@ pub(crate) enum BalanceVerb {
 
 pub(crate) async fn run(session: &Session, verb: BalanceVerb) -> Result<(), Failure> {
     match verb {
-        BalanceVerb::Plan { level } => {
-            let request = v1::PlanBalanceRequest { level };
+        BalanceVerb::Plan { level, consolidate } => {
+            let request = v1::PlanBalanceRequest { level, consolidate };
             let plan = session.fleet.advise(async |mut client| client.plan_balance(request).await).await?;
             output::advice::balance(session.format, &plan.try_into()?)
         }
-        BalanceVerb::Apply { names, level } if names.is_empty() => apply(session, level).await,
+        BalanceVerb::Apply { names, level, consolidate } if names.is_empty() => {
+            apply(session, level, consolidate).await
+        }
         BalanceVerb::Apply { names, .. } => decide(session, names, true).await,
         BalanceVerb::Dismiss { names } => decide(session, names, false).await,
         BalanceVerb::List(args) => listing::run(session, Kind::Recommendation, &args).await,
@@ -53,8 +61,8 @@ pub(crate) async fn run(session: &Session, verb: BalanceVerb) -> Result<(), Fail
     }
 }
 
-async fn apply(session: &Session, level: Option<u32>) -> Result<(), Failure> {
-    let request = v1::ApplyBalanceRequest { idempotency_key: idempotency_key(), level };
+async fn apply(session: &Session, level: Option<u32>, consolidate: bool) -> Result<(), Failure> {
+    let request = v1::ApplyBalanceRequest { idempotency_key: idempotency_key(), level, consolidate };
     let made = session.fleet.advise(async |mut client| client.apply_balance(request.clone()).await).await?;
     let plan = made.plan.ok_or_else(|| Failure::Local("the fleet answered without a plan".into()))?;
     output::advice::balance(session.format, &plan.try_into()?)?;

@@ -1,9 +1,10 @@
-//! `host set`: where a host stands and whom it refuses.
+//! `host set`: where a host stands, whom it refuses, and what it has that others have not.
 
 use clap::Args;
 use dunlin_model::host::Host;
 use dunlin_model::{Invalid, Kind, Name, Object};
 
+use super::rule_flag::resource;
 use super::{Session, host};
 use crate::args::key_value;
 use crate::failure::Failure;
@@ -24,6 +25,9 @@ pub(crate) struct HostSetArgs {
     /// Remove a taint
     #[arg(long = "untaint", value_name = "KEY")]
     untaint: Vec<String>,
+    /// Say how many devices or licences of a kind it has; 0 for none any more
+    #[arg(long = "resource", value_name = "KIND/NAME=COUNT", value_parser = resource)]
+    resources: Vec<(String, u64)>,
     /// Set a label
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
@@ -44,6 +48,8 @@ pub(crate) async fn run(session: &Session, args: HostSetArgs) -> Result<(), Fail
         }
         spec.taints.retain(|key, _| !args.untaint.contains(key));
         spec.taints.extend(args.taints.iter().cloned());
+        spec.resources.extend(args.resources.iter().cloned());
+        spec.resources.retain(|_, count| *count > 0);
         metadata.labels.retain(|key, _| !args.unlabel.contains(key));
         metadata.labels.extend(args.labels.iter().cloned());
     };

@@ -43,6 +43,13 @@ pub(crate) fn preference(text: &str) -> Result<(String, u32), String> {
     Ok((label.to_owned(), weight.parse().map_err(|_| wrong())?))
 }
 
+/// `KIND/NAME=COUNT`; what the kinds are is the model's to say.
+pub(crate) fn resource(text: &str) -> Result<(String, u64), String> {
+    let wrong = || format!("{text:?} is not KIND/NAME=COUNT");
+    let (name, count) = key_value(text).map_err(|_| wrong())?;
+    Ok((name, count.parse().map_err(|_| wrong())?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

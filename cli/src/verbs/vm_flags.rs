@@ -10,7 +10,7 @@ use dunlin_model::vm::{
 };
 use dunlin_model::{Invalid, Name, Secret};
 
-use super::rule_flag::{preference, rule};
+use super::rule_flag::{preference, resource, rule};
 use crate::args::{key_value, whole};
 
 /// Memory of a VM when nobody says, MiB.
@@ -90,6 +90,9 @@ pub(crate) struct VmFlags {
     /// Prefer hosts with this label
     #[arg(long = "prefer", value_name = "KEY=VALUE:WEIGHT", value_parser = preference)]
     prefers: Vec<(String, u32)>,
+    /// Take so many of what its host has: device/NAME or licence/NAME
+    #[arg(long = "resource", value_name = "KIND/NAME=COUNT", value_parser = resource)]
+    resources: Vec<(String, u64)>,
     /// Label of the VM
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
@@ -162,6 +165,7 @@ impl VmFlags {
         }
         spec.placement.tolerates.extend(once("--tolerate", &self.tolerates)?);
         spec.placement.prefers.extend(once("--prefer", &self.prefers)?);
+        spec.placement.resources.extend(once("--resource", &self.resources)?);
         if self.sim_cpu_percent.is_some() {
             set(&mut spec.sim.get_or_insert_with(SimSpec::default).cpu_percent, self.sim_cpu_percent);
         }

@@ -192,6 +192,10 @@ pub(crate) fn explain_host(scene: &Scene<'_>, host: &Host) -> Explanation {
     }
     told.facts.push(carried(scene, host));
     told.facts.extend(place_facts(host));
+    told.facts.extend(host.spec.resources.iter().map(|(resource, has)| {
+        let taken = dunlin_state::reserve::taken(scene.state, host.metadata.uid, resource);
+        format!("has {has} of {resource}, of which {taken} are taken")
+    }));
     told.facts.push(leaving(scene, host));
     for migration in scene.state.host_migrations(host.metadata.uid) {
         let status = &migration.status;

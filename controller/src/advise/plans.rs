@@ -71,11 +71,21 @@ pub(super) fn misfit(found: &evacuate::Misfit, host: Name) -> Misfit {
     Misfit { vm: found.vm_name.clone(), host, reason: reason.to_owned(), text: found.reason.clone() }
 }
 
+/// What a balancer is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Aim {
+    /// The cluster's own when not said.
+    pub(crate) level: Option<Eagerness>,
+    /// Hosts are to be emptied; else the load is to be levelled.
+    pub(crate) consolidate: bool,
+}
+
 /// What the balancer would do now, and the moves as they can be begun.
-pub(crate) fn balance_plan(scene: &Scene<'_>, level: Option<Eagerness>) -> (BalancePlan, Vec<Grounded>) {
+pub(crate) fn balance_plan(scene: &Scene<'_>, aim: Aim) -> (BalancePlan, Vec<Grounded>) {
     let snapshot = scene.mirror();
-    let level = level.unwrap_or_else(|| levelling::eagerness(scene.state));
-    let plan = levelling::plan(scene.state, &snapshot, level);
+    let level = aim.level.unwrap_or_else(|| levelling::eagerness(scene.state));
+    let make = if aim.consolidate { levelling::consolidation } else { levelling::plan };
+    let plan = make(scene.state, &snapshot, level);
     let found = grounded(&snapshot, &plan);
     let mode = scene.state.cluster().map(|cluster| cluster.spec.balance.mode).unwrap_or_default();
     let moves = found.iter().map(|found| PlannedMove {
@@ -95,6 +105,11 @@ pub(crate) fn balance_plan(scene: &Scene<'_>, level: Option<Eagerness>) -> (Bala
         moves: moves.collect(),
         hosts: loads(&snapshot, &found),
         distrusted: distrusted(&snapshot),
+        emptied: plan
+            .emptied
+            .iter()
+            .filter_map(|host| Some(scene.state.host(*host)?.metadata.name.clone()))
+            .collect(),
     };
     (told, found)
 }

@@ -16,7 +16,9 @@ use tonic::{Request, Response, Status};
 use super::call::{CALL_DEADLINE, Call};
 use super::reads::find;
 use super::{MESSAGE_BYTES_MAX, carry, commit, peers};
-use crate::advise::{Scene, balance_plan, capacity, drain_plan, explain_host, explain_migration, explain_vm};
+use crate::advise::{
+    Aim, Scene, balance_plan, capacity, drain_plan, explain_host, explain_migration, explain_vm,
+};
 use crate::clock;
 use crate::node::Node;
 use crate::reconcile::level_by;
@@ -72,9 +74,9 @@ impl Advice {
         asked: v1::ApplyBalanceRequest,
     ) -> Result<v1::ApplyBalanceResponse, Fault> {
         may(&self.node, caller, Verb::Operate, Kind::Vm, "apply_balance")?;
-        let eagerness = level(asked.level)?;
-        let planned = thinking(&self.node, eagerness, |scene, eagerness| {
-            let (plan, moves) = balance_plan(scene, eagerness);
+        let aim = Aim { level: level(asked.level)?, consolidate: asked.consolidate };
+        let planned = thinking(&self.node, aim, |scene, aim| {
+            let (plan, moves) = balance_plan(scene, aim);
             let writes: Vec<_> = moves.iter().map(|found| level_by(scene.state, found)).collect();
             Ok((plan, writes))
         });
@@ -130,7 +132,8 @@ impl Advisor for Advice {
             plan_balance,
             Kind::Vm,
             |scene: &Scene<'_>, asked: v1::PlanBalanceRequest| {
-                Ok(balance_plan(scene, level(asked.level)?).0.into())
+                let aim = Aim { level: level(asked.level)?, consolidate: asked.consolidate };
+                Ok(balance_plan(scene, aim).0.into())
             }
         )
     }

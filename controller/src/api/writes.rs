@@ -262,9 +262,9 @@ fn replaced(
             Ok(Write::UpdateVm { uid: VmId(uid), revision, labels: metadata.labels, spec })
         }
         Object::Host(Host { metadata, spec, .. }) => {
-            let HostSpec { cordoned, rack, zone, taints } = spec;
-            let labels = metadata.labels;
-            Ok(Write::UpdateHost { uid: HostId(uid), revision, labels, cordoned, rack, zone, taints })
+            let HostSpec { cordoned, rack, zone, taints, resources } = spec;
+            let (uid, labels) = (HostId(uid), metadata.labels);
+            Ok(Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints, resources })
         }
         Object::Cluster(Cluster { metadata, spec, .. }) => {
             policy::check(&spec)?;

@@ -12,6 +12,7 @@ use dunlin_state::{Command, MigrationEvent, Seen, Stamp, State, Write, apply, in
 use uuid::Uuid;
 
 use super::{Observed, balance};
+use crate::advise::{Aim, Scene, balance_plan};
 
 const START_MS: u64 = 1_800_000_000_000;
 
@@ -32,6 +33,11 @@ fn vm(number: u64) -> VmId {
 
 impl Fleet {
     fn new(mode: BalanceMode) -> Self {
+        Self::seated(mode, |_| 0)
+    }
+
+    /// With each guest on a host of its own choice.
+    fn seated(mode: BalanceMode, on: fn(u64) -> u64) -> Self {
         let observed = Observed::new(Timestamp(START_MS));
         let mut fleet = Self { state: State::new(), observed, index: 0, now: START_MS };
         let uid = ClusterId(Uuid::from_u128(9));
@@ -41,7 +47,7 @@ impl Fleet {
         }
         fleet.mode(mode);
         for number in 0..3 {
-            fleet.guest(number);
+            fleet.guest(number, on(number));
         }
         fleet
     }
@@ -94,16 +100,16 @@ impl Fleet {
         self.write(Write::UpdateCluster { revision, labels: Labels::new(), spec });
     }
 
-    fn guest(&mut self, number: u64) {
+    fn guest(&mut self, number: u64, on: u64) {
         let spec = VmSpec { power: Power::Running, ..VmSpec::new(256) };
         let name = format!("v{number}").parse().unwrap();
         let (uid, labels) = (vm(number), Labels::new());
         self.write(Write::CreateVm { uid, own_uid: false, name, labels, spec });
         let (generation, incarnation) = self.card(number);
-        self.ok(&Command::BindVm { vm: vm(number), generation, incarnation, host: host(0), why: None });
+        self.ok(&Command::BindVm { vm: vm(number), generation, incarnation, host: host(on), why: None });
         let (_, incarnation) = self.card(number);
         let seen = Seen::Running { pid: None, vnc: None };
-        self.ok(&Command::Observe { vm: vm(number), host: host(0), incarnation, seen });
+        self.ok(&Command::Observe { vm: vm(number), host: host(on), incarnation, seen });
     }
 
     fn card(&self, number: u64) -> (dunlin_model::Generation, dunlin_model::Incarnation) {
@@ -113,13 +119,18 @@ impl Fleet {
 
     /// Every guest is measured where it is: it has run all the time for `seconds`.
     fn run(&mut self, seconds: u64) {
+        self.run_at(seconds, 100);
+    }
+
+    /// The same for that part of the time, percent.
+    fn run_at(&mut self, seconds: u64, percent: u64) {
         for _ in 0..seconds / 5 {
             self.now += 5_000;
             let at_ms = self.now - START_MS;
             for number in 0..3 {
                 let at = self.state.vm(vm(number)).unwrap().status.host.unwrap();
-                let taken =
-                    Sample { vm: vm(number), cpu_ms: at_ms, wait_ms: 0, rss_mib: 200, dirty_mib_s: None };
+                let cpu_ms = at_ms * percent / 100;
+                let taken = Sample { vm: vm(number), cpu_ms, wait_ms: 0, rss_mib: 200, dirty_mib_s: None };
                 self.observed.measured(at, at_ms, &[(taken, 1_000)], Timestamp(self.now));
             }
         }
@@ -235,4 +246,31 @@ fn moves_are_made_once_and_judged() {
         assert!(effect.from_percent_before > effect.from_percent_after, "{effect:?}");
     }
     assert_eq!(fleet.look(), [], "and left alone");
+}
+
+/// Idle guests on three hosts are put on one, each by one move, and the hosts that are empty then are named.
+#[test]
+fn idle_guests_free_hosts() {
+    let mut fleet = Fleet::seated(BalanceMode::Off, |number| number);
+    fleet.run_at(60, 10);
+    let plan = |fleet: &Fleet| {
+        let scene = Scene { state: &fleet.state, observed: &fleet.observed, now: Timestamp(fleet.now) };
+        balance_plan(&scene, Aim { level: None, consolidate: true })
+    };
+    let (told, moves) = plan(&fleet);
+    assert_eq!((told.emptied.len(), moves.len()), (2, 2), "{}", told.verdict);
+    assert!(told.verdict.contains("2 hosts can be switched off"), "{}", told.verdict);
+    assert!(told.moves.iter().all(|step| step.to == told.moves[0].to), "{:?}", told.moves);
+    for found in &moves {
+        let (key, write) = super::balance::migration(&fleet.state, found);
+        fleet.ok(&Command::Write { key, write });
+    }
+    fleet.carry_through();
+    fleet.run_at(60, 10);
+    let (after, moves) = plan(&fleet);
+    assert_eq!((after.emptied.len(), moves.len()), (2, 0), "{}", after.verdict);
+    for name in &after.emptied {
+        let host = fleet.state.host_named(name).unwrap().metadata.uid;
+        assert_eq!(fleet.state.host_vms(host).count(), 0, "{name}");
+    }
 }

@@ -11,6 +11,7 @@ use dunlin_model::{HostId, Timestamp};
 use dunlin_scheduler::Snapshot;
 use dunlin_scheduler::balance::{Ask, BalancePlan, Eagerness, Pain, PlannedMove, balance};
 use dunlin_scheduler::budget::Budgets;
+use dunlin_scheduler::consolidate::{Frugality, consolidate};
 use dunlin_scheduler::history::{History, Made};
 use dunlin_state::State;
 
@@ -74,6 +75,13 @@ pub(crate) fn plan(state: &State, snapshot: &Snapshot, level: Eagerness) -> Bala
     let history = history(state, Timestamp(snapshot.now_ms));
     let ask = Ask { level, budgets: budgets(state), ..Ask::new(&history) };
     balance(snapshot, &ask)
+}
+
+/// Which hosts could be emptied now, and how. Room for hosts that fail is what keeps one on; none is kept awake besides.
+pub(crate) fn consolidation(state: &State, snapshot: &Snapshot, level: Eagerness) -> BalancePlan {
+    let history = history(state, Timestamp(snapshot.now_ms));
+    let ask = Ask { level, budgets: budgets(state), ..Ask::new(&history) };
+    consolidate(snapshot, &ask, &Frugality { awake: 0, ..Frugality::default() })
 }
 
 /// All pain there is, thousandths of a CPU.

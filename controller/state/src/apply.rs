@@ -103,9 +103,11 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
         Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
         Write::DeleteVm { uid } => vm::delete(draft, *uid),
-        Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints } => {
-            let (rack, zone, taints) = (rack.clone(), zone.clone(), taints.clone());
-            host::update(draft, *uid, *revision, labels, HostSpec { cordoned: *cordoned, rack, zone, taints })
+        Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints, resources } => {
+            let (rack, zone) = (rack.clone(), zone.clone());
+            let (taints, resources) = (taints.clone(), resources.clone());
+            let spec = HostSpec { cordoned: *cordoned, rack, zone, taints, resources };
+            host::update(draft, *uid, *revision, labels, spec)
         }
         Write::RemoveHost { uid, force } => host::remove(draft, *uid, *force),
         Write::CreateImage { uid, name, labels, spec } => image::create(draft, *uid, name, labels, spec),

@@ -142,6 +142,8 @@ pub enum Write {
         zone: Option<Name>,
         #[serde(default)]
         taints: Labels,
+        #[serde(default)]
+        resources: BTreeMap<String, u64>,
     },
     /// Refused while VMs are bound to it, unless forced; a forced removal stops nothing on the host.
     RemoveHost {

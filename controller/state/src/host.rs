@@ -105,7 +105,7 @@ pub(crate) fn update(
     if host.spec != spec {
         host.spec = spec;
         host.metadata.generation = host.metadata.generation.next();
-        let message = "its rack, zone or taints were changed";
+        let message = "its rack, zone, taints or resources were changed";
         draft.event(EventLevel::Normal, "HostChanged", &host, message);
     }
     draft.put(host);

@@ -93,5 +93,27 @@ pub fn check_room(state: &State, host: &Host, spec: &VmSpec) -> Result<(), Rejec
         let message = format!("host {name}: not enough vCPUs (need {}, free {free_cpus})", spec.cpus);
         return Err(Rejected::new(ErrorCode::NoCapacity, message));
     }
+    check_resources(state, host, spec)
+}
+
+/// What VMs hold of a resource of a host. Few take any, so it is summed up when one more wants some.
+#[must_use]
+pub fn taken(state: &State, host: HostId, resource: &str) -> u64 {
+    let vms = state.host_vms(host).filter(|vm| vm_holds(vm) == Some(host));
+    let moves = state.host_migrations(host).filter(|m| migration_holds(m) == Some(host));
+    let all = vms.chain(moves.filter_map(|m| state.vm(m.spec.vm)));
+    all.filter_map(|vm| vm.spec.placement.resources.get(resource)).sum()
+}
+
+fn check_resources(state: &State, host: &Host, spec: &VmSpec) -> Result<(), Rejected> {
+    for (resource, need) in &spec.placement.resources {
+        let has = host.spec.resources.get(resource).copied().unwrap_or(0);
+        let free = has.saturating_sub(taken(state, host.metadata.uid, resource));
+        if free < *need {
+            let name = &host.metadata.name;
+            let message = format!("host {name}: not enough {resource} (need {need}, free {free})");
+            return Err(Rejected::new(ErrorCode::NoCapacity, message));
+        }
+    }
     Ok(())
 }

@@ -270,6 +270,7 @@ fn placement() -> impl Strategy<Value = Placement> {
             rules,
             prefers,
             tolerates,
+            resources: std::collections::BTreeMap::from([("device/gpu".to_owned(), 1)]),
         },
     )
 }

@@ -121,6 +121,8 @@ pub struct BalancePlan {
     pub hosts: Vec<HostLoad>,
     /// What was measured and not believed, one sentence each.
     pub distrusted: Vec<String>,
+    /// Hosts that carry nothing after the plan and may be switched off; only where that was asked for.
+    pub emptied: Vec<Name>,
 }
 
 /// One host's load, before and after a plan.

@@ -34,10 +34,13 @@ pub struct HostSpec {
     /// Takes only VMs that put up with every one of these; those it has stay.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub taints: BTreeMap<String, String>,
+    /// What it has besides CPUs and memory, and how much of each: `device/gpu`, `licence/windows`. VMs say what they take.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, u64>,
 }
 
 impl HostSpec {
-    /// Refuses taints that are too many or too long.
+    /// Refuses taints that are too many or too long, and resources that are none.
     pub fn validate(&self) -> Result<(), Invalid> {
         in_range("spec.taints", self.taints.len() as u64, 0..=TAINTS_MAX as u64)?;
         for (key, value) in &self.taints {
@@ -47,7 +50,7 @@ impl HostSpec {
                 return Err(Invalid::new(field, problem, "keys of 1 to 253 bytes, values up to 253"));
             }
         }
-        Ok(())
+        crate::vm::placement::validate_resources("spec.resources", &self.resources)
     }
 }
 

@@ -26,6 +26,7 @@ records!(BalancePlan {
     moves,
     hosts,
     distrusted,
+    emptied,
 });
 
 records!(HostLoad { host, cpu_milli, asked_milli, asked_after_milli, mem_percent, vms, measured });

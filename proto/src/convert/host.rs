@@ -6,7 +6,7 @@ use dunlin_model::host as model;
 use super::{Wire, missing, read, refuse};
 use crate::v1;
 
-records!([default] HostSpec { cordoned, rack, zone, taints });
+records!([default] HostSpec { cordoned, rack, zone, taints, resources });
 
 records!([default] HostStatus { phase, capabilities, reserved, agent_version, session, since as since_ms, message });
 

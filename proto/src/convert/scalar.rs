@@ -28,7 +28,7 @@ macro_rules! same {
     )*};
 }
 
-same!(bool u32 u64 i64 String Labels BTreeMap<String, u32>);
+same!(bool u32 u64 i64 String Labels BTreeMap<String, u32> BTreeMap<String, u64>);
 
 macro_rules! numbers {
     ($($kind:ident)*) => {$(

@@ -42,7 +42,7 @@ oneofs!(FileRef in file_ref { Image "image" (name), Path "path" (path) });
 
 choices!([default] RestartPolicy { Never, OnCrash });
 
-records!([default] Placement { host, host_labels, apart_from, rules, tolerates, prefers });
+records!([default] Placement { host, host_labels, apart_from, rules, tolerates, prefers, resources });
 
 records!(Rule { wants, with, over, weight });
 

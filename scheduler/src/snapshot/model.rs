@@ -47,6 +47,7 @@ impl HostEntry {
             physical,
             total: policy.promised(physical),
             notes: notes.collect(),
+            named: host.spec.resources.clone().into_iter().collect(),
             ..Self::new(host.metadata.uid, host.metadata.name.clone(), physical)
         }
     }
@@ -118,6 +119,7 @@ pub fn demand(spec: &VmSpec, labels: &Labels) -> Demand {
         rules: wishes::rules(&spec.placement),
         tolerates: wishes::taints(&spec.placement.tolerates),
         prefers: wishes::prefers(&spec.placement),
+        named: spec.placement.resources.clone().into_iter().collect(),
         ..Demand::default()
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::incoming::Incoming;
 use super::problem::Refused;
-use super::route::{LEVEL, Served};
+use super::route::{CONSOLIDATE, LEVEL, Served};
 use super::{Rest, json};
 
 pub(super) fn explain(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
@@ -86,8 +86,8 @@ pub(super) fn plan_drain(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
 
 pub(super) fn plan_balance(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
     Box::pin(async move {
-        let level = incoming.number(&LEVEL)?;
-        let ask = incoming.request(v1::PlanBalanceRequest { level })?;
+        let (level, consolidate) = (incoming.number(&LEVEL)?, incoming.flag(&CONSOLIDATE)?);
+        let ask = incoming.request(v1::PlanBalanceRequest { level, consolidate })?;
         let told = rest.advice.plan_balance(ask).await?.into_inner();
         Ok(json(StatusCode::OK, &BalancePlan::try_from(told).map_err(ours)?))
     })
@@ -100,6 +100,9 @@ pub(super) struct BalanceBody {
     /// 1 to 5; the cluster's own otherwise.
     #[serde(default)]
     level: Option<u32>,
+    /// Empty hosts, so that they can be switched off, rather than level the load.
+    #[serde(default)]
+    consolidate: bool,
 }
 
 /// A plan that was made and begun.
@@ -112,8 +115,8 @@ pub(super) struct Balanced {
 
 pub(super) fn apply_balance(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
     Box::pin(async move {
-        let BalanceBody { level } = incoming.body().await?;
-        let ask = v1::ApplyBalanceRequest { idempotency_key: incoming.key(), level };
+        let BalanceBody { level, consolidate } = incoming.body().await?;
+        let ask = v1::ApplyBalanceRequest { idempotency_key: incoming.key(), level, consolidate };
         let told = rest.advice.apply_balance(incoming.request(ask)?).await?.into_inner();
         let plan = told.plan.ok_or_else(|| Fault::new(ErrorCode::Internal, "a plan without a plan"))?;
         let migrations: Result<Vec<Migration>, Invalid> =

@@ -74,6 +74,11 @@ pub(super) const KINDS: Param =
 pub(super) const NAME: Param = query("name", "string", "Only objects of this name.");
 pub(super) const AFTER_REVISION: Param =
     query("after_revision", "integer", "Changes after this revision; from the oldest still held otherwise.");
+pub(super) const CONSOLIDATE: Param = query(
+    "consolidate",
+    "boolean",
+    "Empty hosts, so that they can be switched off, rather than level the load.",
+);
 pub(super) const LEVEL: Param = query("level", "integer", "1 to 5; the cluster's own otherwise.");
 pub(super) const OFFSET: Param = query("offset", "integer", "Bytes to leave out at the beginning.");
 pub(super) const IF_MATCH: Param = header("If-Match", "Only at this revision: an ETag. 412 at any other.");
@@ -353,7 +358,7 @@ fn of_advice() -> Vec<Route> {
             (Method::GET, "/v1/plans/balance"),
             None,
             ("plan_balance", "What the balancer would move now; changes nothing"),
-            &[&LEVEL],
+            &[&LEVEL, &CONSOLIDATE],
             (Takes::Nothing, Answers::Json(schema::<BalancePlan>)),
             questions::plan_balance,
         ),

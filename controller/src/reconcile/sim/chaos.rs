@@ -112,6 +112,7 @@ impl World {
                 rack: None,
                 zone: None,
                 taints: Labels::new(),
+                resources: std::collections::BTreeMap::new(),
             });
         }
     }

@@ -1,5 +1,7 @@
 //! Planners that look at different moments: what they decide together must hold all the same.
 
+use std::collections::BTreeMap;
+
 use dunlin_model::decision::{Decision, Effect, Grounds, MoveCost};
 use dunlin_model::host::same_place;
 use dunlin_model::recommendation::{RecommendationPhase, RecommendationSpec};
@@ -15,6 +17,8 @@ use crate::command::{Command, MigrationEvent, Seen, Write};
 
 const HOSTS: u64 = 4;
 const VMS: u64 = 12;
+/// Each host has one; every fourth VM takes it.
+const LICENCE: &str = "licence/db";
 
 fn label(key: &str, value: &str) -> Labels {
     [(key.to_owned(), value.to_owned())].into()
@@ -33,6 +37,7 @@ fn fleet() -> Fleet {
             rack: Some(format!("r{}", number / 2).parse().unwrap()),
             zone: None,
             taints: Labels::new(),
+            resources: BTreeMap::from([(LICENCE.to_owned(), 1)]),
         });
     }
     for number in 0..VMS {
@@ -42,6 +47,9 @@ fn fleet() -> Fleet {
             let over = if number.is_multiple_of(4) { Scope::Rack } else { Scope::Host };
             spec.placement.rules =
                 vec![Rule { wants: Wants::Apart, with: label("app", "x"), over, weight: None }];
+        }
+        if number % 4 == 1 {
+            spec.placement.resources.insert(LICENCE.to_owned(), 1);
         }
         let labels = if app { label("app", "x") } else { Labels::new() };
         let name = format!("vm{number}").parse().unwrap();
@@ -66,6 +74,11 @@ fn check(state: &State) {
             "{} is oversold: {reserved:?}",
             host.metadata.name
         );
+        let holders = (0..VMS).filter(|number| {
+            let takes = !state.vm(vm_id(*number)).unwrap().spec.placement.resources.is_empty();
+            takes && places(state, *number).contains(&host.metadata.uid)
+        });
+        assert!(holders.count() <= 1, "{} has one licence", host.metadata.name);
     }
     for one in 0..VMS {
         let vm = state.vm(vm_id(one)).unwrap();
@@ -175,6 +188,7 @@ fn a_cancelled_drain_gives_the_host_back() {
             rack: None,
             zone: None,
             taints: Labels::new(),
+            resources: BTreeMap::new(),
         });
         let task = TaskId(Uuid::from_u128(9));
         let spec =
@@ -259,6 +273,7 @@ fn taints_are_checked_at_the_commit() {
         rack: None,
         zone: None,
         taints: label("gpu", "yes"),
+        resources: BTreeMap::new(),
     });
     fleet.create(0, VmSpec { power: Power::Running, ..VmSpec::new(64) });
     assert!(fleet.bind(0, 0).unwrap_err().message.contains("gpu=yes"));

@@ -170,6 +170,7 @@ fn plain_write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
                 rack: Some(["r0", "r1"][usize::from(b) % 2].parse().unwrap()),
                 zone: None,
                 taints: if b.is_multiple_of(16) { label("odd", "yes") } else { Labels::new() },
+                resources: BTreeMap::new(),
             }
         }
     }

@@ -35,6 +35,35 @@ pub struct Placement {
     /// Taints of hosts it puts up with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tolerates: BTreeMap<String, String>,
+    /// What it takes of what only some hosts have, and how much of each: `device/gpu`, `licence/windows`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, u64>,
+}
+
+/// Most resources of one host or VM.
+pub const RESOURCES_MAX: usize = 16;
+/// What a host may have of one resource, and a VM take.
+pub const RESOURCE: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+
+/// Refuses resources without a kind, without a name, or out of range.
+///
+/// # Errors
+/// Names the one under `field`.
+pub fn validate_resources(field: &str, resources: &BTreeMap<String, u64>) -> Result<(), Invalid> {
+    in_range(field, resources.len() as u64, 0..=RESOURCES_MAX as u64)?;
+    for (name, count) in resources {
+        let field = format!("{field}[{name}]");
+        let known = ["device/", "licence/"].iter().find_map(|kind| name.strip_prefix(kind));
+        if known.is_none_or(str::is_empty) || name.len() > crate::meta::LABEL_MAX {
+            return Err(Invalid::new(
+                field,
+                "is no resource",
+                "device/NAME or licence/NAME, up to 253 bytes",
+            ));
+        }
+        in_range(&field, *count, RESOURCE)?;
+    }
+    Ok(())
 }
 
 /// Affinity or anti-affinity towards other VMs.
@@ -115,7 +144,7 @@ impl Placement {
         if self.tolerates.keys().any(String::is_empty) {
             return Err(Invalid::new("tolerates", "has an empty key", "keys of taints"));
         }
-        Ok(())
+        validate_resources("resources", &self.resources)
     }
 
     /// Does it put up with this taint of a host?
