@@ -16,6 +16,7 @@ use std::sync::Arc;
 use dunlin_model::desired::Assignment;
 use dunlin_model::observed::EndCause;
 use dunlin_model::task::{Act, TaskPhase};
+use dunlin_model::vm::Built;
 use dunlin_model::{Incarnation, MigrationId, Name, Revision, TaskId, VmId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -78,6 +79,13 @@ pub(crate) struct Record {
     pub(crate) generation: Revision,
     /// The assignment last acted on, other than Discard. None once everything is let go.
     pub(crate) assignment: Option<Assignment>,
+    /// How the process last brought up is built, with everything it was given and lost since. None of one that an older
+    /// agent brought up: it is left as it is.
+    #[serde(default)]
+    pub(crate) built: Option<Built>,
+    /// Changes it cannot follow under the assignment at hand, and why.
+    #[serde(default)]
+    pub(crate) stuck: BTreeMap<String, String>,
     /// The process last brought up.
     pub(crate) started: Option<Started>,
     /// The incarnation whose vCPUs were last let run here; written before they are.
@@ -179,6 +187,9 @@ pub(crate) struct Saved {
     pub(crate) size_bytes: u64,
     /// The incarnation that was saved.
     pub(crate) incarnation: Incarnation,
+    /// The machine the memory is of; none: as the spec says.
+    #[serde(default)]
+    pub(crate) built: Option<Built>,
 }
 
 /// A one-shot act.
@@ -210,6 +221,8 @@ impl Record {
             told: Incarnation(0),
             generation: Revision(0),
             assignment: None,
+            built: None,
+            stuck: BTreeMap::new(),
             started: None,
             ran: None,
             ended: None,

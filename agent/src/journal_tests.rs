@@ -36,7 +36,8 @@ fn full(vm: u128, incarnation: u64) -> Record {
     let incarnation = Incarnation(incarnation);
     let role = Role::Run { power: Power::Running, restore_from: None, received: true };
     let spec = VmSpec::new(512);
-    let assignment = Assignment { vm, name: name.clone(), incarnation, continues: None, spec, role };
+    let assignment =
+        Assignment { vm, name: name.clone(), incarnation, continues: None, spec, role, built: None };
     let migration = MigrationId(Uuid::from_u128(9));
     let act = ActRecord {
         act: Act::Save,
@@ -55,7 +56,7 @@ fn full(vm: u128, incarnation: u64) -> Record {
         sending: Some(Sending { migration, begun: true, failed: None }),
         volumes: BTreeMap::from([(name.clone(), "/volumes/vda".into())]),
         taps: BTreeSet::from(["tap0".to_owned()]),
-        saved: Some(Saved { file: "/saves/1".into(), size_bytes: 3, incarnation }),
+        saved: Some(Saved { file: "/saves/1".into(), size_bytes: 3, incarnation, built: None }),
         acts: BTreeMap::from([(TaskId(Uuid::from_u128(8)), act)]),
         ..Record::new(vm, name)
     }

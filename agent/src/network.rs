@@ -76,7 +76,7 @@ fn resolve(
 }
 
 /// `dl` + ten hex digits of the VM + the NIC: within Linux's 15 bytes, and the same at every start.
-fn tap_name(vm: VmId, index: usize) -> String {
+pub(crate) fn tap_name(vm: VmId, index: usize) -> String {
     let hex = vm.0.simple().to_string();
     format!("dl{}n{index}", &hex[..10])
 }
@@ -118,20 +118,27 @@ pub(crate) async fn plug(
 ) -> Result<Vec<LaunchNic>, NetworkError> {
     let mut plugged = Vec::with_capacity(nics.len());
     for (index, nic) in nics.iter().enumerate() {
-        let Some(tap) = resolve(networks, vm, index, nic)? else {
-            plugged.push(LaunchNic::User);
-            continue;
-        };
-        if !is_there(&tap.interface) {
-            ip(&["tuntap", "add", "dev", &tap.interface, "mode", "tap"]).await?;
-        }
-        if let Some(bridge) = &tap.bridge {
-            ip(&["link", "set", "dev", &tap.interface, "master", bridge]).await?;
-        }
-        ip(&["link", "set", "dev", &tap.interface, "up"]).await?;
-        plugged.push(LaunchNic::Tap(tap.interface));
+        plugged.push(plug_one(networks, vm, index, nic).await?);
     }
     Ok(plugged)
+}
+
+/// The same for one NIC, at its place among the VM's.
+pub(crate) async fn plug_one(
+    networks: &BTreeMap<Name, Network>,
+    vm: VmId,
+    index: usize,
+    nic: &Nic,
+) -> Result<LaunchNic, NetworkError> {
+    let Some(tap) = resolve(networks, vm, index, nic)? else { return Ok(LaunchNic::User) };
+    if !is_there(&tap.interface) {
+        ip(&["tuntap", "add", "dev", &tap.interface, "mode", "tap"]).await?;
+    }
+    if let Some(bridge) = &tap.bridge {
+        ip(&["link", "set", "dev", &tap.interface, "master", bridge]).await?;
+    }
+    ip(&["link", "set", "dev", &tap.interface, "up"]).await?;
+    Ok(LaunchNic::Tap(tap.interface))
 }
 
 /// Removes an interface. Done when there is none.

@@ -19,6 +19,7 @@ use crate::verbs::host_set::HostSetArgs;
 use crate::verbs::rights::{ApiTokenVerb, BindingVerb, ProjectVerb, RoleVerb, UserVerb};
 use crate::verbs::simulate::SimulateArgs;
 use crate::verbs::vm_flags::VmFlags;
+use crate::verbs::vm_set::VmSetArgs;
 
 /// Virtual machines over a fleet of hosts.
 #[derive(Debug, Parser)]
@@ -434,6 +435,8 @@ pub(crate) enum VmVerb {
     Save(VmActArgs),
     /// Start it from its saved memory
     Restore(VmActArgs),
+    /// Change its vCPUs, memory, disks and NICs, while it runs where that can be
+    Set(VmSetArgs),
     /// Move it to another host while it runs
     Migrate(VmMigrateArgs),
     /// Stop it and delete it with its disks

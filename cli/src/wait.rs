@@ -84,6 +84,20 @@ pub(crate) fn vm_phase(wanted: &'static [VmPhase]) -> impl Fn(&Change) -> Verdic
     }
 }
 
+/// Waits until a VM's process is as its spec asks, or cannot be before its next start.
+pub(crate) fn vm_follows(change: &Change) -> Verdict {
+    let Object::Vm(vm) = &change.object else { return wrong_kind(&change.object) };
+    let status = &vm.status;
+    match &status.built {
+        _ if change.deleted => Verdict::Missed("was deleted".to_owned()),
+        _ if status.pending.is_empty() => Verdict::Reached,
+        Some(built) if status.waits_for_restart() => {
+            Verdict::Missed(format!("waits for a stop and a start: {}", built.note))
+        }
+        _ => Verdict::Going(50, format!("changing {}", status.pending.join(", "))),
+    }
+}
+
 /// Waits for an object to be gone.
 pub(crate) fn gone(change: &Change) -> Verdict {
     if change.deleted { Verdict::Reached } else { Verdict::Going(50, "being removed".to_owned()) }

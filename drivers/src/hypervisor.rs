@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use dunlin_model::capabilities::{DriverCapabilities, DriverName};
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationLimits};
 use dunlin_model::observed::{EndCause, SendProgress};
-use dunlin_model::vm::{DiskBus, DiskFormat, VmSpec};
+use dunlin_model::vm::{DiskBus, DiskFormat, Nic, VmSpec};
 use dunlin_model::{Incarnation, Name, VmId};
 use tokio::sync::{broadcast, watch};
 
@@ -48,6 +48,8 @@ pub struct Launch {
     pub initrd: Option<PathBuf>,
     /// NICs in the order of the spec.
     pub nics: Vec<LaunchNic>,
+    /// Where its devices have to sit, in the words of [`Guest::layout`]; none: where the driver puts them.
+    pub layout: Option<String>,
     /// How its memory comes about.
     pub mode: LaunchMode,
     /// Come up with vCPUs standing still. Always true in effect for `Incoming`.
@@ -85,6 +87,42 @@ pub enum LaunchNic {
         /// What the host's end is plugged into.
         bridge: Option<String>,
     },
+}
+
+/// Something a running guest can be given.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// A disk, with a file behind it.
+    Disk(LaunchDisk),
+    /// A NIC.
+    Nic {
+        /// Its place among the guest's NICs.
+        index: usize,
+        /// What the guest sees.
+        card: Nic,
+        /// What stands behind it.
+        end: LaunchNic,
+    },
+}
+
+impl Device {
+    /// What it is known by.
+    #[must_use]
+    pub fn name(&self) -> DeviceName {
+        match self {
+            Self::Disk(disk) => DeviceName::Disk(disk.name.clone()),
+            Self::Nic { index, .. } => DeviceName::Nic(*index),
+        }
+    }
+}
+
+/// What a device is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// A disk, by its name.
+    Disk(Name),
+    /// A NIC, by its place among the guest's NICs.
+    Nic(usize),
 }
 
 /// How a process gets its memory.
@@ -125,6 +163,9 @@ pub struct Guest {
     /// Virtual size of each disk that is not shared, bytes, when the hypervisor tells: what a migration's destination
     /// has to make room for.
     pub disk_bytes: BTreeMap<Name, u64>,
+    /// Where its devices sit, in the driver's own words, when that is not where a fresh start would put them. A process that
+    /// is to take over its memory needs it.
+    pub layout: Option<String>,
     /// Did vCPUs ever run in this process?
     pub ever_ran: bool,
     /// How often its machine was restarted in this process: by `reset`, or in place of a power-off. Only grows.
@@ -270,6 +311,20 @@ pub trait Hypervisor: Sync + std::marker::Send + std::fmt::Debug {
     /// Lets the vCPUs run: after `pause`, after a migration arrived, or on the source after a hand-back.
     /// Before it lets a received guest run for the first time, it makes that fact durable (`ever_ran`).
     async fn resume(&self, vm: VmId) -> DriverResult<Guest>;
+
+    /// Gives a device to a guest that runs or is paused. Done when it has one of that name. On failure it has none, and the
+    /// error has the hypervisor's words; its files are the caller's.
+    async fn plug(&self, vm: VmId, device: Device) -> DriverResult<()> {
+        let _ = (vm, device);
+        Err(DriverError::unsupported(self.name(), "plug"))
+    }
+
+    /// Takes a device from a running guest and waits until its kernel has let go of it. Done when it has none of that name.
+    /// Busy: it has not let go yet, and may still.
+    async fn unplug(&self, vm: VmId, device: DeviceName) -> DriverResult<()> {
+        let _ = (vm, device);
+        Err(DriverError::unsupported(self.name(), "unplug"))
+    }
 
     /// The process carries on under a higher incarnation (hand-back). Durable before it returns.
     async fn adopt_incarnation(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<()>;

@@ -1,5 +1,8 @@
 //! Arbitrary valid model values, for the round-trip properties.
 
+mod built;
+mod seen;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_model::capabilities::{
@@ -12,9 +15,6 @@ use dunlin_model::image::{IMAGE_BYTES_MAX, ImageFormat, ImageSpec};
 use dunlin_model::migration::{
     Endpoint, Migration, MigrationCause, MigrationFigures, MigrationLimits, MigrationOutcome, MigrationPhase,
     MigrationSpec, MigrationStatus,
-};
-use dunlin_model::observed::{
-    EndCause, ObservedVm, Process, ReceiveState, SavedFile, SendProgress, SendState,
 };
 use dunlin_model::recommendation::{
     Recommendation, RecommendationPhase, RecommendationSpec, RecommendationStatus,
@@ -33,6 +33,9 @@ use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::select;
 use uuid::Uuid;
+
+use self::built::built;
+pub(crate) use self::seen::observed;
 
 fn name() -> impl Strategy<Value = Name> {
     "[a-zA-Z0-9][a-zA-Z0-9._-]{0,20}".prop_map(|text| text.parse().unwrap())
@@ -312,11 +315,20 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
     });
     let ids = (of(uuid()), of(name()), of(uuid()), of(uuid()), of(uuid()), of(uuid()));
     let counts = (incarnation(), of(incarnation()), any::<u32>());
-    let seen = (words(), words(), of(any::<u32>()), of(words()), of(saved), of(decision()));
+    let seen = (
+        words(),
+        words(),
+        of(any::<u32>()),
+        of(words()),
+        of(saved),
+        of(decision()),
+        of(built()),
+        vec(words(), 0..3),
+    );
     (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
         let (host, host_name, volumes_on, migration, task, last_host) = ids;
         let (incarnation, continues, restarts) = counts;
-        let (reason, message, pid, vnc, saved, chosen) = seen;
+        let (reason, message, pid, vnc, saved, chosen, built, pending) = seen;
         VmStatus {
             phase,
             host: host.map(dunlin_model::HostId),
@@ -335,6 +347,8 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
             restarts,
             since,
             last_host: last_host.map(dunlin_model::HostId),
+            built,
+            pending,
         }
     })
 }
@@ -371,6 +385,7 @@ fn driver() -> impl Strategy<Value = DriverCapabilities> {
         DriverPower::MigrateStorage,
         DriverPower::Console,
         DriverPower::Vnc,
+        DriverPower::HotPlug,
     ];
     let texts = || btree_set("[a-z0-9]{1,6}", 0..4);
     let name = select(drivers());
@@ -589,16 +604,16 @@ fn images() -> impl Strategy<Value = BTreeMap<Name, ImageSpec>> {
 }
 
 pub(crate) fn desired() -> impl Strategy<Value = DesiredSet> {
-    let assignment = (uuid(), name(), incarnation(), of(incarnation()), vm_spec(), role()).prop_map(
-        |(vm, name, incarnation, continues, spec, role)| Assignment {
+    let assignment = (uuid(), name(), incarnation(), of(incarnation()), vm_spec(), role(), of(built()))
+        .prop_map(|(vm, name, incarnation, continues, spec, role, built)| Assignment {
             vm: dunlin_model::VmId(vm),
             name,
             incarnation,
             continues,
             spec,
             role,
-        },
-    );
+            built,
+        });
     let order = (uuid(), uuid(), incarnation(), act(), any::<bool>()).prop_map(
         |(task, vm, incarnation, act, cancel)| ActOrder {
             task: dunlin_model::TaskId(task),
@@ -617,81 +632,4 @@ pub(crate) fn desired() -> impl Strategy<Value = DesiredSet> {
             images,
         },
     )
-}
-
-fn process() -> impl Strategy<Value = Process> {
-    let causes = vec![EndCause::GuestShutdown, EndCause::Told, EndCause::Refused, EndCause::Died];
-    prop_oneof![
-        select(vec![Process::None, Process::Running, Process::Paused, Process::Incoming, Process::Outgoing]),
-        words().prop_map(|doing| Process::Starting { doing }),
-        words().prop_map(|why| Process::Unknown { why }),
-        (select(causes), words(), any::<bool>()).prop_map(|(cause, message, ever_ran)| Process::Ended {
-            cause,
-            message,
-            ever_ran
-        }),
-    ]
-}
-
-fn send_state() -> impl Strategy<Value = SendState> {
-    let progress = || {
-        any::<[u64; 6]>().prop_map(
-            |[remaining_bytes, total_bytes, transferred_bytes, disk_bytes, disk_total_bytes, dirty_mib_s]| {
-                SendProgress {
-                    remaining_bytes,
-                    total_bytes,
-                    transferred_bytes,
-                    disk_bytes,
-                    disk_total_bytes,
-                    dirty_mib_s,
-                }
-            },
-        )
-    };
-    prop_oneof![
-        progress().prop_map(SendState::Copying),
-        progress().prop_map(SendState::AtSwitchover),
-        figures().prop_map(SendState::Sent),
-        words().prop_map(SendState::Holding),
-        words().prop_map(SendState::Cancelled),
-    ]
-}
-
-pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
-    let receive = prop_oneof![
-        Just(ReceiveState::Preparing),
-        endpoint().prop_map(ReceiveState::Ready),
-        Just(ReceiveState::Arrived),
-        words().prop_map(ReceiveState::Failed),
-    ];
-    let who = (uuid(), name(), incarnation());
-    let seen = (
-        process(),
-        any::<bool>(),
-        of(any::<u32>()),
-        of(words()),
-        of((path(), any::<u64>(), incarnation())),
-        of(any::<u64>()),
-        sizes(),
-    );
-    let sides =
-        (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
-    (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
-        let (process, has_volumes, pid, vnc, saved, resumed_at_ms, disk_bytes) = seen;
-        let saved = saved.map(|(path, size_bytes, incarnation)| SavedFile { path, size_bytes, incarnation });
-        ObservedVm {
-            vm: dunlin_model::VmId(vm),
-            name,
-            incarnation,
-            process,
-            has_volumes,
-            pid,
-            vnc,
-            saved,
-            resumed_at_ms,
-            disk_bytes,
-            receive,
-            send,
-        }
-    })
 }

@@ -27,7 +27,10 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
 
     pause_holds_the_guest_still(&fleet, &disk)?;
     console(&fleet, "web", "ping dunlin", "pong dunlin", VERB_LIMIT)?;
+    devices_follow_the_spec(&fleet)?;
     save_and_restore_keep_the_guest(&fleet, &disk)?;
+    fleet.ok(&["vm", "set", "web", "--remove-disk", "vdb", "--remove-nic", "1", "--wait"])?;
+    assert_eq!(fleet.vm("web")?.status.pending, Vec::<String>::new());
 
     // The power button is heard once the guest's late drivers are in.
     ready(&fleet, 1)?;
@@ -66,6 +69,22 @@ fn pause_holds_the_guest_still(fleet: &Fleet, disk: &std::path::Path) -> anyhow:
     assert_eq!(Ring::read(disk)?, before, "a paused guest writes");
     fleet.ok(&["vm", "resume", "web", "--wait"])?;
     fleet.ticks_beyond(disk, Some(before.last_seq), VERB_LIMIT)?;
+    Ok(())
+}
+
+/// A running guest gets a disk and a NIC; what it cannot get says so, and is taken back.
+fn devices_follow_the_spec(fleet: &Fleet) -> anyhow::Result<()> {
+    fleet.ok(&["vm", "set", "web", "--add-disk", "empty=8", "--add-nic", "network=default", "--wait"])?;
+    let vm = fleet.vm("web")?;
+    let built = vm.status.built.clone().unwrap_or_default();
+    assert_eq!((vm.status.pending.len(), built.disks.len(), built.nics.len()), (0, 2, 2), "{vm:?}");
+    assert!(!built.layout.is_empty() && vm.spec.disks[1].name.as_str() == "vdb", "{vm:?}");
+    let more = fleet.run(&["vm", "set", "web", "--cpus", "2", "--wait"])?;
+    assert!(more.status != 0 && more.stderr.contains("cpus: follows at the next start"), "{}", more.stderr);
+    assert!(fleet.ok(&["vm", "list"])?.contains("Running,PendingRestart"));
+    fleet.ok(&["vm", "set", "web", "--cpus", "1", "--wait"])?;
+    let absent = fleet.run(&["vm", "set", "web", "--remove-disk", "vdz"])?;
+    assert!(absent.status != 0 && absent.stderr.contains("there is no disk vdz"), "{}", absent.stderr);
     Ok(())
 }
 

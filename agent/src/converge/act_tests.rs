@@ -20,6 +20,7 @@ fn guest(run: Run) -> Guest {
         endpoint: None,
         send: None,
         disk_bytes: BTreeMap::new(),
+        layout: None,
         ever_ran: true,
         reboots: 3,
         resumed_at_ms: None,

@@ -9,6 +9,7 @@ use dunlin_drivers::{DriverError, Hypervisor};
 use dunlin_model::desired::{ActOrder, Assignment, Role};
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::task::{Act, TaskPhase};
+use dunlin_model::vm::Built;
 use dunlin_model::{Incarnation, MigrationId, TaskId, VmId};
 use thiserror::Error;
 
@@ -102,6 +103,14 @@ impl Host {
                 // From here on it may be let run. Said in the same write, since the guest stands still meanwhile.
                 record.ran = Some(desired.incarnation);
             }
+            if let (None, Some(before), Some(_)) = (&record.built, &record.assignment, &record.started) {
+                // Brought up by an older agent, as it was told then.
+                record.built = Some(Built::of(&before.spec));
+            }
+            if record.assignment.as_ref().is_none_or(|before| before.spec != desired.spec) {
+                // What could not be done for another spec may be tried for this one.
+                record.stuck.clear();
+            }
             record.assignment = Some((**desired).clone());
         })
         .await
@@ -122,6 +131,7 @@ impl Host {
             Step::DropAll => self.drop_all(vm, look).await,
             Step::DropSaved => self.drop_saved(vm, look).await,
             Step::MigrateOut(migration) => self.migrate_out(vm, look, *migration, tries).await,
+            Step::Refit(change) => self.refit(vm, look, change, tries).await,
             Step::Adopt(incarnation) => self.adopt(vm, look, *incarnation).await,
             Step::Forget => {
                 self.driver_of(look)?.forget(vm).await?;
@@ -331,7 +341,9 @@ impl Host {
             Err(why) => self.end_act(vm, look, order, TaskPhase::Failed, why).await,
             Ok(size_bytes) => {
                 let now_ms = self.now_ms();
-                let saved = Saved { file, size_bytes, incarnation: order.incarnation };
+                let layout = look.guest.as_ref().and_then(|guest| guest.layout.clone()).unwrap_or_default();
+                let built = look.record.built.clone().map(|built| Built { layout, ..built });
+                let saved = Saved { file, size_bytes, incarnation: order.incarnation, built };
                 self.amend(vm, |record| {
                     let act = record.acts.entry(order.task).or_insert_with(|| begun(order, 0, now_ms));
                     act.ended = Some((TaskPhase::Succeeded, format!("{size_bytes} bytes saved")));

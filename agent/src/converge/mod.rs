@@ -10,6 +10,7 @@ pub(crate) mod board;
 pub(crate) mod execute;
 pub(crate) mod observe;
 pub(crate) mod plan;
+pub(crate) mod refit;
 pub(crate) mod start;
 mod targets;
 pub(crate) mod worker;

@@ -4,8 +4,11 @@ use dunlin_drivers::hypervisor::{Guest, Run, Send};
 use dunlin_model::desired::{Assignment, Role, SendStep};
 use dunlin_model::observed::{ActReport, ObservedVm, Process, ReceiveState, SavedFile, SendState};
 use dunlin_model::task::TaskPhase;
+use dunlin_model::vm::Built;
+use dunlin_model::vm::built::NOTE_MAX;
 use dunlin_model::{MigrationId, TaskId};
 
+use super::refit;
 use crate::journal::{ActRecord, Record};
 
 /// The VM as it is to be reported; None when nothing of it is left here and nothing is to become of it here.
@@ -49,11 +52,35 @@ pub(crate) fn observe(
             size_bytes: saved.size_bytes,
             incarnation: saved.incarnation,
         }),
+        built: guest.and_then(|guest| built_of(record, guest)),
         disk_bytes: guest.map(|guest| guest.disk_bytes.clone()).unwrap_or_default(),
         resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
         receive: receive_of(record, guest).filter(|_| away.is_none()),
         send: guest.filter(|_| away.is_none()).and_then(|guest| send_of(record, guest)),
     })
+}
+
+/// How its process is built, where that is not what its spec asks for and a fresh start would give.
+fn built_of(record: &Record, guest: &Guest) -> Option<Built> {
+    let has_ended = matches!(guest.run, Run::Ended(..));
+    let (built, assignment) = (record.built.as_ref().filter(|_| !has_ended)?, record.assignment.as_ref()?);
+    let layout = guest.layout.clone().unwrap_or_default();
+    let pending = built.pending(&assignment.spec);
+    if pending.is_empty() && layout.is_empty() {
+        return None;
+    }
+    let under_way = refit::next(built, &assignment.spec, &record.stuck).map(|change| change.field());
+    let waits = pending.iter().filter(|field| under_way.as_ref() != Some(*field)).map(|field| {
+        let why = record.stuck.get(field).map_or("follows at the next start", String::as_str);
+        format!("{field}: {why}")
+    });
+    // What comes after the change under way has not been tried yet either.
+    let waits = waits.filter(|_| under_way.is_none());
+    let mut note = waits.collect::<Vec<_>>().join("; ");
+    while note.len() > NOTE_MAX {
+        note.pop();
+    }
+    Some(Built { layout, note, ..built.clone() })
 }
 
 fn process_of(guest: &Guest) -> Process {

@@ -20,9 +20,10 @@
 use dunlin_drivers::hypervisor::{Guest, Run, Send};
 use dunlin_model::desired::{Assignment, Role, SendStep};
 use dunlin_model::observed::EndCause;
-use dunlin_model::vm::Power;
+use dunlin_model::vm::{Power, VmSpec};
 use dunlin_model::{Incarnation, MigrationId};
 
+use super::refit::{self, Change};
 use crate::journal::{Ended, Record};
 
 /// One thing to do.
@@ -52,6 +53,8 @@ pub(crate) enum Step {
     NoteEnd(Ended),
     /// The saved memory has been used, or is out of date: remove it.
     DropSaved,
+    /// Give its process a device, or take one.
+    Refit(Change),
     /// Remove everything made for the VM here.
     DropAll,
 }
@@ -199,9 +202,16 @@ fn run(record: &Record, desired: &Assignment, guest: &Guest, power: Power, recei
         (Run::Outgoing, _) => Step::Rest,
         (Run::Running | Run::Paused, _) => match match_power(guest, power) {
             Step::Rest if has_old_save(record, desired.incarnation) => Step::DropSaved,
+            Step::Rest if guest.run == Run::Running => refit(record, &desired.spec),
             step => step,
         },
     }
+}
+
+/// The next change towards the spec that a running process can follow.
+fn refit(record: &Record, spec: &VmSpec) -> Step {
+    let built = record.built.as_ref();
+    built.and_then(|built| refit::next(built, spec, &record.stuck)).map_or(Step::Rest, Step::Refit)
 }
 
 fn receive(record: &Record, guest: &Guest, migration: MigrationId) -> Step {

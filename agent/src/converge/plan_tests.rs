@@ -19,6 +19,7 @@ fn told(role: Role, continues: Option<u64>) -> Assignment {
         name: "vm".parse().unwrap(),
         incarnation: NOW,
         continues: continues.map(Incarnation),
+        built: None,
         spec: VmSpec::new(64),
         role,
     }
@@ -49,6 +50,7 @@ fn guest(incarnation: u64, run: Run, send: Option<Send>) -> Guest {
         endpoint: None,
         send,
         disk_bytes: Default::default(),
+        layout: None,
         ever_ran,
         reboots: 0,
         resumed_at_ms: None,
@@ -103,6 +105,7 @@ fn word(step: &Step) -> &'static str {
         Step::CallOff => "off",
         Step::NoteEnd(_) => "note",
         Step::DropSaved => "unsave",
+        Step::Refit(_) => "refit",
         Step::DropAll => "drop",
     }
 }
@@ -242,7 +245,12 @@ fn fences() {
 fn saved_memory_is_kept_until_it_is_used() {
     let mut record = record_of(&told(Role::Hold, None), None, false);
     let saved = |incarnation| {
-        Some(Saved { file: "/saved".into(), size_bytes: 1, incarnation: Incarnation(incarnation) })
+        Some(Saved {
+            file: "/saved".into(),
+            size_bytes: 1,
+            incarnation: Incarnation(incarnation),
+            built: None,
+        })
     };
     let running = guest(5, Run::Running, None);
     record.saved = saved(4);

@@ -9,7 +9,7 @@ use dunlin_model::VmId;
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::desired::{Assignment, Role};
 use dunlin_model::observed::EndCause;
-use dunlin_model::vm::Power;
+use dunlin_model::vm::{Built, Power};
 
 use super::board::Look;
 use super::execute::{Trouble, is_transient};
@@ -76,7 +76,8 @@ impl Host {
         let permit = given_up.run_until_cancelled(self.starts.acquire()).await;
         let _permit = permit.ok_or(VolumeError::GivenUp)?;
         tell("preparing".to_owned());
-        let spec = &desired.spec;
+        let built = built_like(desired, look, mode);
+        let spec = &built.as_ref().map_or_else(|| desired.spec.clone(), |built| built.onto(&desired.spec));
         let receiving = matches!(mode, Start::Receive(_));
         let none = BTreeMap::new();
         let sizes = match &desired.role {
@@ -84,7 +85,7 @@ impl Host {
             _ => &none,
         };
         if receiving {
-            self.make_targets(vm, desired, sizes).await?;
+            self.make_targets(vm, desired.incarnation, spec, sizes).await?;
         }
         let catalog = self.board.images();
         let made = &look.record.volumes;
@@ -121,6 +122,7 @@ impl Host {
             kernel: ready.kernel,
             initrd: ready.initrd,
             nics,
+            layout: built.map(|built| built.layout).filter(|layout| !layout.is_empty()),
             mode: self.launch_mode(desired, mode),
             paused: matches!(desired.role, Role::Run { power: Power::Paused, .. }),
         })
@@ -155,8 +157,11 @@ impl Host {
             return self.refuse(vm, desired, mode, why).await;
         };
         let started = |up| Some(Started { incarnation, receiving, up });
+        let built = Built::of(&launch.spec);
         self.amend(vm, |record| {
             record.started = started(false);
+            record.built = Some(built.clone());
+            record.stuck.clear();
             record.ended = None;
             // Written before its vCPUs can run. A guest that is received is let run later, and that is written then.
             record.ran = if receiving.is_none() { Some(incarnation) } else { None };
@@ -190,6 +195,15 @@ impl Host {
         };
         let (incarnation, cause) = (desired.incarnation, EndCause::Refused);
         self.note_end(vm, Ended { incarnation, cause, message, ever_ran: false, receiving }).await
+    }
+}
+
+/// The machine that the memory to come is of, where that is not as the spec says.
+fn built_like(desired: &Assignment, look: &Look, mode: &Start) -> Option<Built> {
+    match mode {
+        Start::Boot => None,
+        Start::Restore(_) => look.record.saved.as_ref().and_then(|saved| saved.built.clone()),
+        Start::Receive(_) => desired.built.clone(),
     }
 }
 

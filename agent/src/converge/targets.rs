@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::desired::{Assignment, Role};
-use dunlin_model::vm::Disk;
-use dunlin_model::{Name, VmId};
+use dunlin_model::vm::{Disk, VmSpec};
+use dunlin_model::{Incarnation, Name, VmId};
 
 use super::board::Look;
 use super::execute::Trouble;
@@ -25,7 +25,10 @@ pub(super) fn note_leaving(record: &mut Record, desired: &Assignment) {
                 let (disk, path) = (disk.name.clone(), PathBuf::from(disk.own_path()?));
                 Some(Left { disk, path, incarnation: desired.incarnation })
             };
-            record.left = own_disks(desired).filter_map(left).collect();
+            // What its process has, whatever its spec asks for by now.
+            let spec =
+                record.built.as_ref().map_or_else(|| desired.spec.clone(), |built| built.onto(&desired.spec));
+            record.left = own_disks(&spec).filter_map(left).collect();
         }
         // It is here: handed back, or never sent.
         Role::Run { .. } | Role::Hold => record.left.clear(),
@@ -34,9 +37,9 @@ pub(super) fn note_leaving(record: &mut Record, desired: &Assignment) {
 }
 
 /// Disks with files that a user put at a path; nothing reads those of a simulated guest.
-fn own_disks(desired: &Assignment) -> impl Iterator<Item = &Disk> {
-    let real = desired.spec.driver != DriverName::Test;
-    desired.spec.disks.iter().filter(move |disk| real && disk.own_path().is_some())
+fn own_disks(spec: &VmSpec) -> impl Iterator<Item = &Disk> {
+    let real = spec.driver != DriverName::Test;
+    spec.disks.iter().filter(move |disk| real && disk.own_path().is_some())
 }
 
 impl Host {
@@ -44,16 +47,17 @@ impl Host {
     pub(super) async fn make_targets(
         &self,
         vm: VmId,
-        desired: &Assignment,
+        incarnation: Incarnation,
+        spec: &VmSpec,
         sizes: &BTreeMap<Name, u64>,
     ) -> Result<(), Trouble> {
         // It was here before, and lives elsewhere now: what it left must not stand in its own way.
         self.drop_left(vm).await?;
-        for disk in own_disks(desired) {
+        for disk in own_disks(spec) {
             let Some(path) = disk.own_path().map(PathBuf::from) else { continue };
             let bytes = *sizes.get(&disk.name).ok_or_else(|| volumes::size_unknown(disk, &path))?;
             let known = self.board.look(vm).and_then(|look| look.record.targets.get(&disk.name).cloned());
-            let target = Target { path, incarnation: desired.incarnation, mark: None };
+            let target = Target { path, incarnation, mark: None };
             if let Some(known) = known {
                 let same = known.path == target.path && known.incarnation == target.incarnation;
                 if same && targets::is_there(&known) {

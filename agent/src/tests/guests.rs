@@ -110,6 +110,7 @@ async fn fences_and_strays() {
         kernel: None,
         initrd: None,
         nics: Vec::new(),
+        layout: None,
         mode: LaunchMode::Boot,
         paused: false,
     };

@@ -129,6 +129,7 @@ fn told(vm: VmId, incarnation: u64, role: Role) -> Assignment {
         name: format!("vm-{}", vm.0.as_u128()).parse().unwrap(),
         incarnation: Incarnation(incarnation),
         continues: None,
+        built: None,
         spec,
         role,
     }

@@ -135,6 +135,8 @@ fn vm_row(vm: &Vm, around: &Surroundings) -> Cells {
     let status = &vm.status;
     let phase = match status.migration {
         Some(_) => format!("{},Migrating", status.phase),
+        None if status.waits_for_restart() => format!("{},PendingRestart", status.phase),
+        None if !status.pending.is_empty() => format!("{},Changing", status.phase),
         None => status.phase.to_string(),
     };
     let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());

@@ -29,6 +29,7 @@ mod simulate_load;
 pub(crate) mod vm;
 pub(crate) mod vm_create;
 pub(crate) mod vm_flags;
+pub(crate) mod vm_set;
 
 use std::path::PathBuf;
 use std::sync::Arc;

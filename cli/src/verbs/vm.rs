@@ -8,7 +8,7 @@ use dunlin_model::{
 };
 use dunlin_proto::v1;
 
-use super::{Session, console, host, listing, vm_create};
+use super::{Session, console, host, listing, vm_create, vm_set};
 use crate::args::{Format, VmActArgs, VmMigrateArgs, VmVerb};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -38,6 +38,7 @@ pub(crate) async fn run(session: &Session, verb: VmVerb) -> Result<(), Failure> 
         }
         VmVerb::Reset(args) => act(session, &args, &Act::Reset, RUNNING).await,
         VmVerb::Save(args) => act(session, &args, &Act::Save, SAVED).await,
+        VmVerb::Set(args) => vm_set::run(session, args).await,
         VmVerb::Migrate(args) => migrate(session, args).await,
         VmVerb::Delete(args) => delete(session, &args).await,
         VmVerb::Console { name } => console::interactive(session, name).await,

@@ -255,7 +255,7 @@ fn vnc_port(text: &str) -> Result<VncPort, Invalid> {
 }
 
 /// `image=NAME|path=PATH|empty=MIB` and what follows, with names vda, vdb... when none is given.
-fn disk(text: &str, index: usize) -> Result<Disk, Invalid> {
+pub(super) fn disk(text: &str, index: usize) -> Result<Disk, Invalid> {
     let refuse = |problem: String| {
         Invalid::new(
             "--disk",
@@ -314,7 +314,7 @@ fn default_name(bus: DiskBus, index: usize) -> Result<Name, Invalid> {
     format!("{prefix}{letter}").parse()
 }
 
-fn nic(text: &str) -> Result<Nic, Invalid> {
+pub(super) fn nic(text: &str) -> Result<Nic, Invalid> {
     let mut nic = Nic { mac: None, model: NicModel::Virtio, network: NicNetwork::User };
     let parts = parts("--nic", text, &["user"])?;
     if parts.iter().filter(|(key, _)| ["user", "network", "tap"].contains(key)).count() > 1 {

@@ -57,6 +57,7 @@ fn unknown(seen: &ObservedVm) -> Assignment {
         incarnation: Incarnation(u64::MAX),
         continues: None,
         spec: VmSpec::new(*dunlin_model::vm::spec::MEM_MIB.start()),
+        built: None,
         role: Role::Discard { elsewhere: false },
     }
 }
@@ -87,6 +88,7 @@ fn known(
         incarnation,
         continues: vm.status.continues.filter(|_| own && incarnation == vm.status.incarnation),
         spec: vm.spec.clone(),
+        built: vm.status.built.clone().filter(|_| matches!(role, Role::Receive { .. })),
         role,
     })
 }

@@ -91,6 +91,11 @@ fn reserve_all(
             wait("Budget", format!("the fleet runs {running} migrations already"));
             continue;
         }
+        let seen = source.vms.get(&vm.metadata.uid);
+        if seen.is_some_and(|seen| seen.built != vm.status.built) {
+            wait("Settling", "its devices are being changed".to_owned());
+            continue;
+        }
         // A destination whose budget is spent is left out, as if it were the source: it will be free later.
         let mut request = snapshot.migrate(vm, from, migration.spec.to.as_ref());
         request.closed =

@@ -48,6 +48,10 @@ fn bound(state: &State, observed: &Observed, vm: &Vm, commands: &mut Vec<Command
     };
     let (pid, vnc) = (seen.pid, seen.vnc.clone());
     let moved = vm.status.pid != pid || vm.status.vnc != vnc;
+    // What was reported before the host knew the spec says nothing of it.
+    let rebuilt = view.taken >= vm.metadata.revision
+        && state.migration_of(vm).is_none_or(|m| m.status.phase == MigrationPhase::Planned)
+        && seen.built != vm.status.built;
     match &seen.process {
         Process::Running if vm.status.phase != VmPhase::Running || moved => say(Seen::Running { pid, vnc }),
         Process::Paused if vm.status.phase != VmPhase::Paused || moved => say(Seen::Paused { pid, vnc }),
@@ -56,6 +60,7 @@ fn bound(state: &State, observed: &Observed, vm: &Vm, commands: &mut Vec<Command
                 say(Seen::Doing { message: why.clone() });
             }
         }
+        Process::Running | Process::Paused if rebuilt => say(Seen::Built(seen.built.clone())),
         Process::Starting { doing } if vm.status.phase == VmPhase::Starting => {
             if made_volumes(vm, seen) {
                 say(Seen::VolumesMade);

@@ -260,6 +260,7 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
             vnc: None,
             saved: None,
             disk_bytes: BTreeMap::new(),
+            built: None,
             resumed_at_ms: None,
             receive: None,
             send: None,

@@ -9,7 +9,7 @@ use dunlin_model::image::ImageSpec;
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationSpec};
 use dunlin_model::recommendation::RecommendationSpec;
 use dunlin_model::task::{DrainProgress, TaskPhase, TaskSpec};
-use dunlin_model::vm::{Power, SavedState, VmSpec};
+use dunlin_model::vm::{Built, Power, SavedState, VmSpec};
 use dunlin_model::{
     ApiTokenId, ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name,
     RecommendationId, Revision, Role, TaskId, Timestamp, VmId,
@@ -268,6 +268,8 @@ pub enum Seen {
     VolumesMade,
     /// News of a start under way ("fetching image debian").
     Doing { message: String },
+    /// Its process is built so; none: as the spec says.
+    Built(Option<Built>),
 }
 
 /// What moves a migration from phase to phase.

@@ -10,6 +10,20 @@ use dunlin_model::{ErrorCode, HostId, Object};
 
 use crate::{Rejected, State};
 
+/// What a VM takes: as much as it asks for, and no less than its process has.
+#[must_use]
+pub fn held(vm: &Vm) -> Reserved {
+    let asked = size(&vm.spec);
+    match &vm.status.built {
+        None => asked,
+        Some(built) => Reserved {
+            cpus: asked.cpus.max(built.cpus.into()),
+            mem_mib: asked.mem_mib.max(built.mem_mib),
+            ..asked
+        },
+    }
+}
+
 /// What a VM of this spec takes.
 #[must_use]
 pub fn size(spec: &VmSpec) -> Reserved {
@@ -39,9 +53,9 @@ pub fn vm_holds(vm: &Vm) -> Option<HostId> {
 /// What an object holds, and where.
 pub(crate) fn claim(state: &State, object: &Object) -> Option<(HostId, Reserved)> {
     match object {
-        Object::Vm(vm) => Some((vm_holds(vm)?, size(&vm.spec))),
+        Object::Vm(vm) => Some((vm_holds(vm)?, held(vm))),
         Object::Migration(migration) => {
-            Some((migration_holds(migration)?, size(&state.vm(migration.spec.vm)?.spec)))
+            Some((migration_holds(migration)?, held(state.vm(migration.spec.vm)?)))
         }
         _ => None,
     }
@@ -64,9 +78,9 @@ pub(crate) fn hosts_of(object: &Object) -> Vec<HostId> {
 /// Sums every claim on one host afresh.
 #[must_use]
 pub fn recount(state: &State, host: HostId) -> Reserved {
-    let vms = state.host_vms(host).filter(|vm| vm_holds(vm) == Some(host)).map(|vm| size(&vm.spec));
+    let vms = state.host_vms(host).filter(|vm| vm_holds(vm) == Some(host)).map(held);
     let moves = state.host_migrations(host).filter(|m| migration_holds(m) == Some(host));
-    let moves = moves.filter_map(|m| state.vm(m.spec.vm)).map(|vm| size(&vm.spec));
+    let moves = moves.filter_map(|m| state.vm(m.spec.vm)).map(held);
     vms.chain(moves).fold(Reserved::default(), |sum, one| Reserved {
         cpus: sum.cpus + one.cpus,
         mem_mib: sum.mem_mib + one.mem_mib,

@@ -99,6 +99,8 @@ pub(crate) fn enter(draft: &Draft, vm: &mut Vm, event: VmEvent) -> Result<(), Re
 pub(crate) fn unbind(vm: &mut Vm) {
     vm.status.last_host = vm.status.host.take().or(vm.status.last_host);
     vm.status.host_name = None;
+    vm.status.built = None;
+    vm.status.pending.clear();
     vm.status.pid = None;
     vm.status.vnc = None;
 }

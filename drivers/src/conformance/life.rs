@@ -3,11 +3,12 @@
 use dunlin_model::capabilities::DriverPower;
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::EndCause;
+use dunlin_model::vm::{Nic, NicModel, NicNetwork};
 
 use super::world::{FIRST, World, refused};
 use super::{Check, Checked, Failed, check, ensure};
 use crate::error::DriverErrorKind::{Busy, NotFound, Refused, Unsupported};
-use crate::hypervisor::{Guest, LaunchMode, Run};
+use crate::hypervisor::{Device, DeviceName, Guest, LaunchMode, LaunchNic, Run};
 
 pub(super) const CHECKS: &[Check] = &[
     check!(probes, "probe", "it has seen a vCPU run", &[]),
@@ -31,6 +32,12 @@ pub(super) const CHECKS: &[Check] = &[
     check!(saves, "save start", "save ends it, restore brings it back", &[DriverPower::Save]),
     check!(save_fails, "save", "a save that fails leaves it running and no file", &[DriverPower::Save]),
     check!(start_fails, "start", "a start that fails leaves nothing", &[DriverPower::Save]),
+    check!(
+        is_refitted,
+        "plug unplug",
+        "a running guest is given a NIC and lets go of it, each once",
+        &[DriverPower::HotPlug]
+    ),
     check!(console_answers, "console", "its console can be connected", &[DriverPower::Console]),
     check!(is_sampled, "sample", "a guest with a process is measured", &[]),
     check!(lacks, "all", "verbs of a lacking power are Unsupported", &[]),
@@ -249,6 +256,32 @@ async fn start_fails(world: &mut World<'_>) -> Checked {
     Ok(())
 }
 
+async fn is_refitted(world: &mut World<'_>) -> Checked {
+    world.start().await?;
+    let (host, vm) = (world.host(0), world.vm());
+    let index = world.launch(0, FIRST).nics.len();
+    let card = Nic { mac: None, model: NicModel::default(), network: NicNetwork::User };
+    let nic = || Device::Nic { index, card: card.clone(), end: LaunchNic::User };
+    host.plug(vm, nic()).await?;
+    let with = world.guest(0).await?;
+    ensure!(with.layout.is_some(), "it has one device more, and sits as before: {with:?}");
+    host.plug(vm, nic()).await?;
+    ensure!(world.guest(0).await? == with, "plugged again, it is {:?}", world.guest(0).await?);
+    drop(host);
+    let host = world.reopen(0).await?;
+    host.plug(vm, nic()).await?;
+    ensure!(world.guest(0).await?.layout == with.layout, "a new driver plugs it in again");
+    let until = tokio::time::Instant::now() + world.fixture.deadline();
+    // A guest that still boots does not hear that it is to let go.
+    while let Err(error) = host.unplug(vm, DeviceName::Nic(index)).await {
+        ensure!(error.kind == Busy && tokio::time::Instant::now() < until, "unplug: {error}");
+    }
+    host.unplug(vm, DeviceName::Nic(index)).await?;
+    let without = world.guest(0).await?;
+    ensure!(without.layout != with.layout && without.run == Run::Running, "unplugged it is {without:?}");
+    Ok(())
+}
+
 async fn console_answers(world: &mut World<'_>) -> Checked {
     world.start().await?;
     let (socket, _log) = world.host(0).console(world.vm())?;
@@ -293,6 +326,9 @@ async fn lacks(world: &mut World<'_>) -> Checked {
         refused("migrate_switch", host.migrate_switch(vm).await, &[Unsupported])?;
         refused("migrate_cancel", host.migrate_cancel(vm).await, &[Unsupported])?;
         refused("start Incoming", world.host(1).start(world.incoming(&limits)).await, &[Unsupported])?;
+    }
+    if lacks(DriverPower::HotPlug) {
+        refused("unplug", host.unplug(vm, DeviceName::Nic(0)).await, &[Unsupported])?;
     }
     if lacks(DriverPower::Console) {
         refused("console", host.console(vm), &[Unsupported])?;

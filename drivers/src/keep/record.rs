@@ -56,6 +56,7 @@ impl Record {
             endpoint: None,
             send: None,
             disk_bytes: Default::default(),
+            layout: None,
             ever_ran: self.ever_ran,
             reboots: self.reboots,
             resumed_at_ms,

@@ -332,6 +332,7 @@ fn view(known: &Known) -> Option<Guest> {
         endpoint: waits.cloned(),
         send: record.outgoing.as_ref().filter(|_| !ended).map(|outgoing| send_of(outgoing, seen)),
         disk_bytes: record.local_disks.iter().map(|(_, name, bytes)| (name.clone(), *bytes)).collect(),
+        layout: None,
         ever_ran: record.ever_ran,
         reboots: record.reboots,
         resumed_at_ms: seen.resumed_at_ms,

@@ -51,6 +51,7 @@ fn launch(at: &Path, vm: VmId) -> Launch {
         kernel: None,
         initrd: None,
         nics: Vec::new(),
+        layout: None,
         mode: LaunchMode::Boot,
         paused: false,
     }

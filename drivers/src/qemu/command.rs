@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use dunlin_model::VmId;
 use dunlin_model::capabilities::Accel;
 use dunlin_model::vm::{Arch, Boot, DiskBus, MachineType, NicNetwork, Vnc, VncPort, device};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::hypervisor::{Launch, LaunchDisk, LaunchMode, LaunchNic};
+use super::seats::{self, Seats};
+use crate::hypervisor::{DeviceName, Launch, LaunchDisk, LaunchMode, LaunchNic};
 
 /// QEMU's cache of translated code, MiB. Its default of up to 1 GiB is made for one guest on a host; 32 was measured
 /// to boot Linux as fast and leaves a guest 20 MiB and more smaller.
@@ -37,6 +38,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) serial_log: &'a Path,
     /// Shared disks on a file system that can bypass the page cache, by their place in the list.
     pub(super) direct: &'a [bool],
+    /// Where devices sit.
+    pub(super) seats: &'a Seats,
 }
 
 /// The word that only the process of this incarnation has in its command line.
@@ -63,9 +66,9 @@ pub(super) fn arguments(launch: &Launch, around: &Surroundings<'_>) -> Vec<Strin
     for (index, disk) in launch.disks.iter().enumerate() {
         drive(&mut words, launch, index, disk, around.direct.get(index).copied().unwrap_or(false));
     }
-    attach(&mut words, launch);
+    attach(&mut words, launch, around.seats);
     for (index, nic) in launch.nics.iter().enumerate() {
-        network(&mut words, launch, index, nic);
+        network(&mut words, launch, index, nic, around.seats);
     }
     if let Some(vnc) = &launch.spec.vnc {
         display(&mut words, launch.spec.machine, vnc);
@@ -116,6 +119,9 @@ fn board(words: &mut Words, launch: &Launch, around: &Surroundings<'_>) {
     if spec.machine != MachineType::Microvm {
         // A kernel that panics tells so, instead of looking alive for ever.
         words.pair("-device", "pvpanic-pci");
+    }
+    for port in seats::ports(spec.machine, around.seats.ports) {
+        words.pair("-device", port);
     }
 }
 
@@ -177,17 +183,9 @@ fn drive(words: &mut Words, launch: &Launch, index: usize, disk: &LaunchDisk, di
     let node = node(index);
     let filled = is_filled_read_only(launch, disk);
     let read_only = disk.read_only && !filled;
-    let cache = json!({ "direct": direct, "no-flush": false });
-    let file = json!({
-        "driver": "file", "node-name": format!("{node}-file"), "filename": disk.path.display().to_string(), "locking": "on",
-        "discard": "unmap", "read-only": read_only, "cache": cache,
-    });
-    words.pair("-blockdev", file.to_string());
-    let format = json!({
-        "driver": disk.format.as_str(), "node-name": node, "file": format!("{node}-file"), "discard": "unmap",
-        "read-only": read_only, "cache": cache,
-    });
-    words.pair("-blockdev", format.to_string());
+    for part in nodes(disk, &node, read_only, direct) {
+        words.pair("-blockdev", part.to_string());
+    }
     if filled {
         let view = json!({
             "driver": "raw", "node-name": view(&node), "file": node, "read-only": true,
@@ -196,8 +194,34 @@ fn drive(words: &mut Words, launch: &Launch, index: usize, disk: &LaunchDisk, di
     }
 }
 
+/// Name of the node below a disk's, which is its file as it lies there.
+pub(super) fn file_node(node: &str) -> String {
+    format!("{node}-file")
+}
+
+/// The two block nodes of a disk.
+pub(super) fn nodes(disk: &LaunchDisk, node: &str, read_only: bool, direct: bool) -> [Value; 2] {
+    let cache = json!({ "direct": direct, "no-flush": false });
+    let file = json!({
+        "driver": "file", "node-name": file_node(node), "filename": disk.path.display().to_string(), "locking": "on",
+        "discard": "unmap", "read-only": read_only, "cache": cache,
+    });
+    let format = json!({
+        "driver": disk.format.as_str(), "node-name": node, "file": file_node(node), "discard": "unmap",
+        "read-only": read_only, "cache": cache,
+    });
+    [file, format]
+}
+
+/// The part of a device's options that says where it sits; empty where it has no seat.
+fn seat(machine: MachineType, seats: &Seats, device: &DeviceName) -> String {
+    let Some(seat) = seats.taken.get(&seats::key(device)) else { return String::new() };
+    let (bus, addr) = seats::address(machine, seat.port);
+    format!(",id={},bus={bus},addr={addr}", seats::id(seat.port))
+}
+
 /// Puts each disk on its bus, in boot order.
-fn attach(words: &mut Words, launch: &Launch) {
+fn attach(words: &mut Words, launch: &Launch, seats: &Seats) {
     let (mut sata, mut ide) = (0, 0);
     for (index, disk) in launch.disks.iter().enumerate() {
         let node = node(index);
@@ -206,7 +230,10 @@ fn attach(words: &mut Words, launch: &Launch) {
         // ATA has no read-only hard disk.
         let ata = if disk.read_only { "ide-cd" } else { "ide-hd" };
         let device = match disk.bus {
-            DiskBus::Virtio => format!("virtio-blk-{},{tail}", transport(launch.spec.machine)),
+            DiskBus::Virtio => {
+                let seat = seat(launch.spec.machine, seats, &DeviceName::Disk(disk.name.clone()));
+                format!("virtio-blk-{}{seat},{tail}", transport(launch.spec.machine))
+            }
             DiskBus::Ide => {
                 ide += 1;
                 format!("{ata},bus=ide.{},unit={},{tail}", (ide - 1) / 2, (ide - 1) % 2)
@@ -229,7 +256,12 @@ fn transport(machine: MachineType) -> &'static str {
     if machine == MachineType::Microvm { "device" } else { "pci" }
 }
 
-fn network(words: &mut Words, launch: &Launch, index: usize, nic: &LaunchNic) {
+/// Name of what stands behind NIC `index`.
+pub(super) fn netdev(index: usize) -> String {
+    format!("net{index}")
+}
+
+fn network(words: &mut Words, launch: &Launch, index: usize, nic: &LaunchNic, seats: &Seats) {
     let backend = match nic {
         LaunchNic::User => format!("user,id=net{index}"),
         LaunchNic::Tap(name) | LaunchNic::Veth { interface: name, .. } => {
@@ -248,11 +280,12 @@ fn network(words: &mut Words, launch: &Launch, index: usize, nic: &LaunchNic) {
         MachineType::Microvm => "virtio-net-device".to_owned(),
         _ => format!("{},romfile=", asked.model.device()),
     };
-    words.pair("-device", format!("{device},netdev=net{index},mac={mac}"));
+    let seat = seat(launch.spec.machine, seats, &DeviceName::Nic(index));
+    words.pair("-device", format!("{device}{seat},netdev=net{index},mac={mac}"));
 }
 
 /// The address of a card that was given none: the same on every host.
-fn mac_of(vm: VmId, index: usize) -> device::Mac {
+pub(super) fn mac_of(vm: VmId, index: usize) -> device::Mac {
     let [.., a, b, c, d] = *vm.0.as_bytes();
     let low = u8::try_from(index % 256).expect("a remainder of 256");
     // 52: administered locally, unicast.

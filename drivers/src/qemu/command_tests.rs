@@ -20,6 +20,7 @@ fn launch() -> Launch {
         kernel: None,
         initrd: None,
         nics: Vec::new(),
+        layout: None,
         mode: LaunchMode::Boot,
         paused: false,
     }
@@ -31,6 +32,7 @@ fn disk(name: &str, path: &str, format: DiskFormat, bus: DiskBus) -> LaunchDisk 
 }
 
 fn line(launch: &Launch, accel: Accel, direct: &[bool]) -> String {
+    let seats = super::Seats::of(launch).expect("no layout");
     let around = Surroundings {
         accel,
         qmp_fd: 20,
@@ -38,6 +40,7 @@ fn line(launch: &Launch, accel: Accel, direct: &[bool]) -> String {
         token: &super::token(launch),
         serial_log: Path::new("/run/a,b/serial.log"),
         direct,
+        seats: &seats,
     };
     let words = arguments(launch, &around);
     // One option a line, its value behind it.

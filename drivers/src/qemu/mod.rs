@@ -21,10 +21,12 @@ mod live;
 mod outgoing;
 mod owner;
 mod passes;
+mod plug;
 mod probe;
 mod qmp;
 mod record;
 mod save;
+mod seats;
 mod start;
 
 use std::cmp::Ordering;
@@ -44,7 +46,7 @@ use tokio::time::timeout;
 
 use self::owner::{Answer, Ask, State, Verb};
 use self::process::{Process, Stat, waited_ms};
-use crate::hypervisor::{DriverResult, Guest, Hypervisor, Launch, Notice, Run};
+use crate::hypervisor::{Device, DeviceName, DriverResult, Guest, Hypervisor, Launch, Notice, Run};
 use crate::run_dir::RunDir;
 use crate::{DriverError, error::DriverErrorKind};
 use crate::{logs, process};
@@ -321,6 +323,14 @@ impl Hypervisor for Qemu {
 
     async fn resume(&self, vm: VmId) -> DriverResult<Guest> {
         self.ask_guest(vm, Verb::Resume).await
+    }
+
+    async fn plug(&self, vm: VmId, device: Device) -> DriverResult<()> {
+        self.ask(vm, Verb::Plug(Box::new(device)), VERB_DEADLINE).await.map(drop)
+    }
+
+    async fn unplug(&self, vm: VmId, device: DeviceName) -> DriverResult<()> {
+        self.ask(vm, Verb::Unplug(device), VERB_DEADLINE).await.map(drop)
     }
 
     async fn adopt_incarnation(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<()> {

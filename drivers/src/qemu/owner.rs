@@ -25,7 +25,7 @@ use super::record::{Outgoing, Record};
 use super::save::Save;
 use super::{COMMAND_DEADLINE, Site, fail};
 use crate::error::DriverErrorKind;
-use crate::hypervisor::{DriverResult, Guest, Notice, Run};
+use crate::hypervisor::{Device, DeviceName, DriverResult, Guest, Notice, Run};
 use crate::run_dir::{RecordError, RunDir};
 use crate::{DriverError, hypervisor};
 
@@ -80,6 +80,8 @@ pub(super) enum Verb {
     MigrateOut(Endpoint, MigrationLimits),
     MigrateSwitch,
     MigrateCancel,
+    Plug(Box<Device>),
+    Unplug(DeviceName),
 }
 
 impl Verb {
@@ -96,6 +98,8 @@ impl Verb {
             Self::MigrateOut(..) => "migrate_out",
             Self::MigrateSwitch => "migrate_switch",
             Self::MigrateCancel => "migrate_cancel",
+            Self::Plug(_) => "plug",
+            Self::Unplug(_) => "unplug",
         }
     }
 }
@@ -214,7 +218,7 @@ impl Owner {
     }
 
     /// What nobody waits for goes to the log when it fails: the next look finds the same again.
-    fn note(&self, result: Result<(), Fault>) {
+    pub(super) fn note(&self, result: Result<(), Fault>) {
         if let Err(e) = result {
             tracing::warn!(vm = %self.record.vm, error = %chain(&e), "guest");
         }
@@ -254,6 +258,7 @@ impl Owner {
             endpoint,
             send,
             disk_bytes: record.disk_bytes.clone(),
+            layout: record.seats.layout(),
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: self.resumed_at_ms,
@@ -299,6 +304,8 @@ impl Owner {
             Verb::AdoptIncarnation(incarnation) => self.adopt_incarnation(incarnation).await,
             Verb::MigrateOut(endpoint, limits) => self.migrate(endpoint, limits).await.map(|()| Answer::Done),
             Verb::MigrateSwitch => self.switch().await.map(|()| Answer::Done),
+            Verb::Plug(device) => self.plug(&device).await,
+            Verb::Unplug(name) => self.unplug(&name).await,
         };
         self.publish();
         // The one who asked may have given up.
@@ -422,7 +429,7 @@ impl Owner {
         Ok(status)
     }
 
-    async fn hear(&mut self, event: Event) -> Result<(), Fault> {
+    pub(super) async fn hear(&mut self, event: Event) -> Result<(), Fault> {
         tracing::debug!(vm = %self.record.vm, name = event.name, data = %event.data, "QEMU says");
         match event.name.as_str() {
             "STOP" => {
@@ -576,6 +583,7 @@ fn from_record(record: &Record, run: Run, pid: Option<u32>) -> Guest {
         run,
         send: None,
         disk_bytes: record.disk_bytes.clone(),
+        layout: record.seats.layout(),
         ever_ran: record.ever_ran,
         reboots: record.reboots,
         resumed_at_ms: None,

@@ -93,16 +93,17 @@ async fn offers(site: &Site) -> Result<Offers, String> {
         let machines = qmp.run("query-machines", json!({})).await?;
         let models = qmp.run("query-cpu-definitions", json!({})).await?;
         let commands = qmp.run("query-commands", json!({})).await?;
-        Ok::<_, QmpError>((qmp.greeting.as_ref().clone(), machines, models, commands))
+        let ports = qmp.run("qom-list-types", json!({ "implements": "pcie-root-port" })).await?;
+        Ok::<_, QmpError>((qmp.greeting.as_ref().clone(), machines, models, commands, ports))
     };
     let answer = asked.await;
     let _ = child.start_kill();
     match answer {
-        Ok((version, machines, models, commands)) => Ok(Offers {
+        Ok((version, machines, models, commands, ports)) => Ok(Offers {
             version: version_text(&version),
             machines: known_machines(&machines),
             cpu_models: models.as_array().into_iter().flatten().filter_map(|m| text(&m["name"])).collect(),
-            powers: powers(&commands),
+            powers: powers(&commands, ports.as_array().is_some_and(|ports| !ports.is_empty())),
         }),
         Err(e) => {
             let mut words = String::new();
@@ -132,11 +133,11 @@ fn known_machines(machines: &Value) -> BTreeSet<String> {
     names.filter(|name| known.contains(&name.as_str())).collect()
 }
 
-/// A power is there when every command it is made of is.
-fn powers(commands: &Value) -> BTreeSet<DriverPower> {
+/// A power is there when every command it is made of is; and to give a q35 more devices takes ports.
+fn powers(commands: &Value, ports: bool) -> BTreeSet<DriverPower> {
     let has: BTreeSet<&str> =
         commands.as_array().into_iter().flatten().filter_map(|command| command["name"].as_str()).collect();
-    let needs: [(DriverPower, &[&str]); 8] = [
+    let needs: [(DriverPower, &[&str]); 9] = [
         (DriverPower::Pause, &["stop", "cont"]),
         (DriverPower::Shutdown, &["system_powerdown"]),
         (DriverPower::Reset, &["system_reset"]),
@@ -154,9 +155,22 @@ fn powers(commands: &Value) -> BTreeSet<DriverPower> {
         ),
         (DriverPower::Console, &["query-chardev"]),
         (DriverPower::Vnc, &["query-vnc", "set_password"]),
+        (
+            DriverPower::HotPlug,
+            &[
+                "device_add",
+                "device_del",
+                "blockdev-add",
+                "blockdev-del",
+                "netdev_add",
+                "netdev_del",
+                "qom-list",
+            ],
+        ),
     ];
     let complete = needs.iter().filter(|(_, needed)| needed.iter().all(|command| has.contains(command)));
-    complete.map(|(power, _)| *power).collect()
+    let complete = complete.map(|(power, _)| *power);
+    complete.filter(|power| ports || *power != DriverPower::HotPlug).collect()
 }
 
 /// Lets the firmware say its first word, which takes a vCPU.

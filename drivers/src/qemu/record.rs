@@ -8,10 +8,12 @@ use std::path::PathBuf;
 
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::EndCause;
+use dunlin_model::vm::MachineType;
 use dunlin_model::{Incarnation, Name, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
+use super::seats::Seats;
 
 /// Files in a guest's folder that a new process makes anew.
 pub(super) const STALE: &[&str] = &["qmp.sock", "console.sock", "qemu.log"];
@@ -37,6 +39,12 @@ pub(super) struct Record {
     pub(super) ever_ran: bool,
     pub(super) vnc: Option<String>,
     pub(super) endpoint: Option<Endpoint>,
+    /// The board it has.
+    #[serde(default)]
+    pub(super) machine: MachineType,
+    /// Where its devices sit that can be taken away.
+    #[serde(default)]
+    pub(super) seats: Seats,
     /// Disks to be mirrored by a migration: (node, export).
     pub(super) local_disks: Vec<(String, Name)>,
     /// Those of these nodes on which a read-only view stands: the guest, and so a mirror, begins at the view.
@@ -104,6 +112,8 @@ mod tests {
             reboots: 0,
             vnc: Some("127.0.0.1:5900".into()),
             endpoint: None,
+            machine: MachineType::Q35,
+            seats: Seats::default(),
             local_disks: vec![("disk0".into(), "vda".parse().expect("name"))],
             viewed: Vec::new(),
             disk_bytes: BTreeMap::from([("vda".parse().expect("name"), 1 << 20)]),

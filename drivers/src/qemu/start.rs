@@ -26,6 +26,7 @@ use super::owner::{Fault, Owner, State, chain, ending};
 use super::process::Process;
 use super::qmp::{Event, Qmp, QmpError};
 use super::record::{RECORD_VERSION, Record, STALE};
+use super::seats::Seats;
 use super::{ASKS_MAX, DEATH_DEADLINE, GREETING_DEADLINE, Handle, START_DEADLINE, Site};
 use super::{incoming, owner, probe, save};
 use crate::DriverError;
@@ -162,7 +163,7 @@ async fn unmake(dir: &RunDir, process: Option<&Arc<Process>>, fault: Fault) -> D
 
 async fn come_up(seat: Seat, launch: &Launch) -> Result<Owner, Fault> {
     let accel = choose_accel(&seat.site, launch.spec.accel).await?;
-    let mut record = intent(launch);
+    let mut record = intent(launch)?;
     let (process, stream) = {
         let (dir, anchor, record) = (seat.dir.clone(), Arc::clone(&seat.anchor), record.clone());
         let (binary, launch) = (seat.site.config.binary.clone(), launch.clone());
@@ -182,8 +183,8 @@ async fn come_up(seat: Seat, launch: &Launch) -> Result<Owner, Fault> {
     Ok(owner)
 }
 
-fn intent(launch: &Launch) -> Record {
-    Record {
+fn intent(launch: &Launch) -> Result<Record, Fault> {
+    Ok(Record {
         version: RECORD_VERSION,
         vm: launch.vm,
         name: launch.name.clone(),
@@ -195,6 +196,8 @@ fn intent(launch: &Launch) -> Record {
         ever_ran: false,
         vnc: None,
         endpoint: None,
+        machine: launch.spec.machine,
+        seats: Seats::of(launch).map_err(Fault::Refused)?,
         local_disks: command::local_disks(launch),
         viewed: command::viewed(launch),
         disk_bytes: std::collections::BTreeMap::new(),
@@ -204,7 +207,7 @@ fn intent(launch: &Launch) -> Record {
         ending: None,
         reboots: 0,
         ended: None,
-    }
+    })
 }
 
 async fn choose_accel(site: &Site, choice: AccelChoice) -> Result<Accel, Fault> {
@@ -256,6 +259,7 @@ fn fork(
         token: &record.token,
         serial_log: &serial_log,
         direct: &command::direct(&launch.disks),
+        seats: &record.seats,
     };
     let mut qemu = Command::new(binary);
     qemu.args(command::arguments(launch, &around));

@@ -87,6 +87,7 @@ impl Entry {
             }),
             // Nothing reads or writes the disks of a simulated guest.
             disk_bytes: std::collections::BTreeMap::new(),
+            layout: None,
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: record.running_since_ms,

@@ -24,7 +24,19 @@ pub(super) fn launch(vm: VmId, incarnation: Incarnation, sim: SimSpec) -> Launch
     let name = format!("vm-{}", &vm.to_string()[24..]).parse().unwrap();
     let mode = LaunchMode::Boot;
     let (disks, nics) = (Vec::new(), Vec::new());
-    Launch { vm, name, incarnation, spec, disks, kernel: None, initrd: None, nics, mode, paused: false }
+    Launch {
+        vm,
+        name,
+        incarnation,
+        spec,
+        disks,
+        kernel: None,
+        initrd: None,
+        nics,
+        layout: None,
+        mode,
+        paused: false,
+    }
 }
 
 struct SimFixture {

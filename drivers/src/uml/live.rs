@@ -43,6 +43,7 @@ fn launch(at: &Path, vm: VmId) -> Launch {
         kernel: None,
         initrd: Some(initrd),
         nics: Vec::new(),
+        layout: None,
         mode: LaunchMode::Boot,
         paused: false,
     }

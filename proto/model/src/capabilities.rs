@@ -190,4 +190,6 @@ pub enum DriverPower {
     Console,
     /// A VNC display.
     Vnc,
+    /// Give disks and NICs to a running guest, and take them away.
+    HotPlug,
 }

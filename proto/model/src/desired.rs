@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::ImageSpec;
 use crate::migration::{Endpoint, MigrationLimits};
 use crate::task::Act;
-use crate::vm::{Power, VmSpec};
+use crate::vm::{Built, Power, VmSpec};
 use crate::{HostId, Incarnation, MigrationId, Name, Revision, TaskId, VmId};
 use std::collections::BTreeMap;
 
@@ -39,8 +39,11 @@ pub struct Assignment {
     /// After a hand-back: the process of this older incarnation carries on under the new number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Incarnation>,
-    /// How it is built.
+    /// How it is to be built.
     pub spec: VmSpec,
+    /// How the process is built that is to be received here, where that is not as the spec says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<Built>,
     /// What to do with it.
     pub role: Role,
 }

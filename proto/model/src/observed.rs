@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::migration::{Endpoint, MigrationFigures};
 use crate::task::TaskPhase;
+use crate::vm::Built;
 use crate::{Incarnation, MigrationId, Name, TaskId, VmId};
 
 /// One VM as its host sees it.
@@ -30,6 +31,9 @@ pub struct ObservedVm {
     /// Virtual size of each of its disks that is not shared, bytes, as its hypervisor says; empty while there is none.
     #[serde(default)]
     pub disk_bytes: BTreeMap<Name, u64>,
+    /// How its process is built, where that is not as the spec last told says.
+    #[serde(default)]
+    pub built: Option<Built>,
     /// When its vCPUs last began to run, ms since 1970 by the host's clock.
     #[serde(default)]
     pub resumed_at_ms: Option<u64>,

@@ -134,6 +134,7 @@ fn secrets_do_not_show() {
         name: "web".parse().unwrap(),
         incarnation: Incarnation(1),
         continues: None,
+        built: None,
         spec: VmSpec {
             vnc: Some(Vnc { password: Some(Secret::new("geheim")), ..Vnc::default() }),
             ..vm.spec

@@ -41,5 +41,5 @@ mod capabilities {
 
     records!(AccelProbe { accel, usable, evidence });
 
-    choices!(DriverPower { Pause, Shutdown, Reset, Save, Migrate, MigrateStorage, Console, Vnc });
+    choices!(DriverPower { Pause, Shutdown, Reset, Save, Migrate, MigrateStorage, Console, Vnc, HotPlug });
 }

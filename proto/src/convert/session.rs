@@ -14,7 +14,7 @@ records!(DesiredSet { host, generation, assignments, acts, images }; |set| {
     Ok(())
 });
 
-records!(Assignment { vm, name, incarnation, continues, spec, role }; |assignment| {
+records!(Assignment { vm, name, incarnation, continues, spec, role, built }; |assignment| {
     assignment.spec.validate()?;
     match &assignment.role {
         model::Role::Receive { limits, .. } => {
@@ -64,7 +64,8 @@ mod observed {
         disk_bytes,
         receive,
         send,
-        resumed_at_ms
+        resumed_at_ms,
+        built
     });
 
     records!(SavedFile { path, size_bytes, incarnation });

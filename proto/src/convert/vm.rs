@@ -76,7 +76,11 @@ records!([default] VmStatus {
     since as since_ms,
     chosen,
     last_host,
+    built,
+    pending,
 });
+
+records!(Built { cpus, mem_mib, disks, nics, layout, note }; |built| built.validate());
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });
 

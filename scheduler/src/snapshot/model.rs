@@ -145,6 +145,12 @@ impl VmEntry {
         if vm.spec.has_local_disks() {
             move_needs.push(power("MigrateStorage"));
         }
+        let mut demand = demand(&vm.spec, &vm.metadata.labels);
+        if let Some(built) = &vm.status.built {
+            // Its process has that until it ends, whatever the next one is to have.
+            let (cpus, mem_mib) = (built.cpus.max(vm.spec.cpus), built.mem_mib.max(vm.spec.mem_mib));
+            demand.amounts = Amounts::new(u64::from(cpus) * 1_000, mem_mib);
+        }
         let runs = matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused);
         let empty_mib = vm.spec.disks.iter().map(|disk| match disk.source {
             DiskSource::EmptyMib(size) => size,
@@ -154,7 +160,7 @@ impl VmEntry {
             local_disk_mib: empty_mib.sum(),
             move_needs,
             movable: runs && vm.spec.placement.host.is_none() && vm.status.migration.is_none(),
-            ..Self::new(vm.metadata.uid, vm.metadata.name.clone(), demand(&vm.spec, &vm.metadata.labels))
+            ..Self::new(vm.metadata.uid, vm.metadata.name.clone(), demand)
         }
     }
 

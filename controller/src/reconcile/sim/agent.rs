@@ -412,6 +412,7 @@ impl Host {
             vnc: None,
             saved: record.saved.clone(),
             disk_bytes: BTreeMap::new(),
+            built: None,
             resumed_at_ms: None,
             receive,
             send,

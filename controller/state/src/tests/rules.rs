@@ -1,7 +1,7 @@
 //! The rules that users and planners meet.
 
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationPhase};
-use dunlin_model::vm::{Power, VmPhase, VmSpec, Vnc};
+use dunlin_model::vm::{MachineType, Power, VmPhase, VmSpec, Vnc};
 use dunlin_model::{ErrorCode, Incarnation, Labels, Name, Revision, Secret};
 
 use super::{Fleet, host_id, join, migration_id, open, vm_id};
@@ -137,7 +137,34 @@ fn bad_writes_say_what_is_wrong() {
     assert_eq!(kept.expose(), "geheim");
 }
 
-/// The room of a host is sold once: memory exactly, vCPUs by the overcommit; a running machine cannot be rebuilt.
+/// What a running machine is to have and has not is named until its host says otherwise; it holds room for the larger of
+/// the two, and is promised no more than its host has.
+#[test]
+fn a_running_machine_follows_its_spec() {
+    let mut fleet = Fleet::new(1);
+    fleet.running(1, 0, 600);
+    let mut update = |fleet: &mut Fleet, mem_mib: u64, refused: Option<&str>| {
+        let vm = fleet.state.vm(vm_id(1)).unwrap().clone();
+        let (revision, spec) = (vm.metadata.revision, VmSpec { mem_mib, ..vm.spec });
+        let update = Write::UpdateVm { uid: vm_id(1), revision, labels: Labels::new(), spec };
+        match refused {
+            Some(why) => says(&fleet.write_refused(update), ErrorCode::NoCapacity, why),
+            None => drop(fleet.write_ok(update)),
+        }
+        let status = fleet.state.vm(vm_id(1)).unwrap().status.clone();
+        (status.pending, fleet.state.host(host_id(0)).unwrap().status.reserved.mem_mib)
+    };
+    let mem = || vec!["mem_mib".to_owned()];
+    assert_eq!(update(&mut fleet, 700, None), (mem(), 700));
+    assert_eq!(update(&mut fleet, 4000, Some("not enough memory")), (mem(), 700));
+    assert_eq!(update(&mut fleet, 100, None), (mem(), 600), "its process has 600 until it ends");
+    assert_eq!(update(&mut fleet, 600, None), (vec![], 600), "as it was");
+    assert_eq!(update(&mut fleet, 100, None), (mem(), 600));
+    fleet.observe(1, Seen::Built(None)).unwrap();
+    assert_eq!(update(&mut fleet, 100, None), (vec![], 100));
+}
+
+/// The room of a host is sold once: memory exactly, vCPUs by the overcommit; a running machine keeps its board.
 #[test]
 fn room_is_sold_once() {
     let mut fleet = Fleet::new(1);
@@ -147,13 +174,9 @@ fn room_is_sold_once() {
     fleet.create(3, VmSpec { power: Power::Running, cpus: 8, ..VmSpec::new(64) });
     says(&fleet.bind(3, 0).unwrap_err(), ErrorCode::NoCapacity, "need 8, free 7");
     let vm = fleet.state.vm(vm_id(1)).unwrap().clone();
-    let bigger = VmSpec { mem_mib: 700, ..vm.spec };
-    let update = Write::UpdateVm {
-        uid: vm_id(1),
-        revision: vm.metadata.revision,
-        labels: Labels::new(),
-        spec: bigger,
-    };
+    let spec = VmSpec { machine: MachineType::Pc, ..vm.spec };
+    let update =
+        Write::UpdateVm { uid: vm_id(1), revision: vm.metadata.revision, labels: Labels::new(), spec };
     says(&fleet.write_refused(update), ErrorCode::WrongState, "stop it first");
     says(
         &fleet.write_refused(Write::RemoveHost { uid: host_id(0), force: false }),

@@ -4,7 +4,7 @@ use dunlin_model::decision::Decision;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::MigrationPhase;
-use dunlin_model::vm::{Power, RestartPolicy, Vm, VmPhase};
+use dunlin_model::vm::{Built, Power, RestartPolicy, Vm, VmPhase};
 use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, VmId};
 
 use super::{RESTARTS_MAX, STEADY_RUN_MS, VmEvent, enter, fresh_incarnation, unbind};
@@ -158,6 +158,7 @@ pub(crate) fn observe(
                 vm.status.message.clone_from(message);
             }
         }
+        Seen::Built(built) => is_built(draft, &mut vm, built.as_ref())?,
     }
     draft.put(vm);
     Ok(())
@@ -172,6 +173,27 @@ fn set_power_spec(vm: &mut Vm, power: Power) {
         vm.spec.power = power;
         vm.metadata.generation = vm.metadata.generation.next();
     }
+}
+
+/// How its process is built by now. Not while it moves: both ends hold room for it as it was then.
+fn is_built(draft: &mut Draft, vm: &mut Vm, built: Option<&Built>) -> Result<(), Rejected> {
+    if draft.state.migration_of(vm).is_some_and(|m| m.status.phase != MigrationPhase::Planned) {
+        let message = format!("VM {} is being migrated", vm.metadata.name);
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
+    vm.status.built = built.cloned();
+    let before = std::mem::take(&mut vm.status.pending);
+    vm.status.pending = built.map(|built| built.pending(&vm.spec)).unwrap_or_default();
+    let message = match built {
+        Some(built) if !vm.status.pending.is_empty() => {
+            let note = if built.note.is_empty() { String::new() } else { format!(" ({})", built.note) };
+            format!("{} cannot follow before its next start{note}", vm.status.pending.join(", "))
+        }
+        _ if before.is_empty() => return Ok(()),
+        _ => "its machine is as its spec asks".to_owned(),
+    };
+    note(draft, vm, EventLevel::Normal, "VmChanged", message);
+    Ok(())
 }
 
 /// Disks that only this host has tie the VM to it.

@@ -3,12 +3,13 @@
 use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
-use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec, VmStatus};
+use dunlin_model::vm::{Built, Power, Vm, VmPhase, VmSpec, VmStatus};
 use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Revision, Secret, VmId, meta};
 
 use super::{VmEvent, enter};
 use crate::command::NewVm;
 use crate::draft::{Draft, refuse_stale};
+use crate::reserve::{check_room, held};
 use crate::{Rejected, State, migration, quota};
 
 pub(crate) fn create(
@@ -90,10 +91,14 @@ pub(crate) fn update(
         check_spec(draft.state, &spec)?;
         refuse_rebuild(&vm, &spec)?;
         quota::admit(draft.state, Some(&vm), &spec)?;
+        rebuild(draft, &mut vm, &spec)?;
     }
     let (power, before) = (spec.power, vm.spec.power);
     vm.metadata.labels.clone_from(labels);
     vm.spec = VmSpec { power: before, ..spec };
+    if vm.status.built.is_some() {
+        super::keep_disks_here(&mut vm);
+    }
     if draft.state.vm(uid).is_some_and(|stored| stored.spec != vm.spec) {
         vm.metadata.generation = vm.metadata.generation.next();
     }
@@ -102,24 +107,58 @@ pub(crate) fn update(
     Ok(())
 }
 
-/// While a process or saved memory may exist, the machine it belongs to stays as it is.
+/// Is there a process to which disks may be given and from which they may be taken?
+fn follows(vm: &Vm) -> bool {
+    matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused)
+        && vm.status.saved.is_none()
+        && vm.status.migration.is_none()
+        && vm.status.task.is_none()
+}
+
+/// While a process or saved memory may exist, the machine it belongs to stays as it is, but for what a running machine
+/// can follow, or its next start.
 fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
     let built =
         vm.status.phase.holds_reservation() || vm.status.saved.is_some() || vm.status.migration.is_some();
-    let same = VmSpec {
+    let mut same = VmSpec {
         power: spec.power,
         restart: spec.restart,
         placement: spec.placement.clone(),
         ..vm.spec.clone()
     };
+    let mut may = "labels, power, restart and placement";
+    if follows(vm) {
+        same = Built::of(spec).onto(&same);
+        may = "labels, power, restart, placement, disks, nics, cpus and mem_mib";
+    }
     if !built || same == *spec {
         return Ok(());
     }
-    let message = format!(
-        "VM {} is {}: only labels, power, restart and placement can change now; stop it first",
-        vm.metadata.name, vm.status.phase
-    );
+    let message =
+        format!("VM {} is {}: only {may} can change now; stop it first", vm.metadata.name, vm.status.phase);
     Err(Rejected::new(ErrorCode::WrongState, message))
+}
+
+/// A process that runs has what it was built with until its host says otherwise; what it is to get more of, its host
+/// must have.
+fn rebuild(draft: &Draft, vm: &mut Vm, spec: &VmSpec) -> Result<(), Rejected> {
+    let built = vm.status.built.clone().unwrap_or_else(|| Built::of(&vm.spec));
+    let host = vm.status.host.and_then(|host| draft.state.host(host)).filter(|_| follows(vm));
+    let Some(host) = host else { return Ok(()) };
+    let has = held(vm);
+    let more = VmSpec {
+        cpus: spec.cpus.saturating_sub(u32::try_from(has.cpus).unwrap_or(u32::MAX)),
+        mem_mib: spec.mem_mib.saturating_sub(has.mem_mib),
+        ..spec.clone()
+    };
+    if more.cpus > 0 || more.mem_mib > 0 {
+        check_room(draft.state, host, &more)?;
+    }
+    vm.status.pending = built.pending(spec);
+    if vm.status.built.is_some() || !vm.status.pending.is_empty() {
+        vm.status.built = Some(built);
+    }
+    Ok(())
 }
 
 fn refuse_deleting(vm: &Vm) -> Result<(), Rejected> {

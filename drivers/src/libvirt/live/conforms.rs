@@ -125,6 +125,7 @@ impl Fixture for LibvirtFixture {
             kernel: Some(files.join("vmlinux")),
             initrd: Some(files.join("initrd.img")),
             nics: Vec::new(),
+            layout: None,
             mode: LaunchMode::Boot,
             paused: false,
         }

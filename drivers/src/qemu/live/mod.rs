@@ -9,6 +9,7 @@ mod conforms;
 mod lifecycle;
 mod migration;
 mod migration_faults;
+mod plugging;
 mod saving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,6 +107,7 @@ impl Fleet {
             kernel: Some(files.join("vmlinux")),
             initrd: Some(files.join("initrd.img")),
             nics: vec![LaunchNic::User],
+            layout: None,
             mode: LaunchMode::Boot,
             paused: false,
         }

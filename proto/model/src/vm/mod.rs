@@ -11,11 +11,13 @@
 //! ```
 //! A live migration does not change the phase: `status.migration` names it while it lasts.
 
+pub mod built;
 pub mod device;
 pub mod placement;
 pub mod spec;
 mod suits;
 
+pub use built::Built;
 pub use device::{Disk, DiskBus, DiskFormat, DiskSource, Mac, Nic, NicModel, NicNetwork, Vnc, VncPort};
 pub use placement::{Placement, Rule, Scope, Wants};
 pub use spec::{AccelChoice, Arch, Boot, FileRef, MachineType, Power, RestartPolicy, SimSpec, VmSpec};
@@ -63,6 +65,13 @@ pub struct VmStatus {
     /// Where its display listens: `address:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vnc: Option<String>,
+    /// What its process was built with, where that is not, or not known to be, what the spec asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<Built>,
+    /// Fields of the spec that its process has not, by their paths below `spec`. What cannot follow while it runs waits
+    /// for a stop and a start; `built.note` says why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<String>,
     /// Saved memory, when the phase is Saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<SavedState>,
@@ -79,6 +88,15 @@ pub struct VmStatus {
     pub restarts: u32,
     /// Since when it is in this phase.
     pub since: Timestamp,
+}
+
+impl VmStatus {
+    /// Has its host said of every field that its process lacks why it cannot follow? Then only a stop and a start help.
+    #[must_use]
+    pub fn waits_for_restart(&self) -> bool {
+        let note = self.built.as_ref().map_or("", |built| built.note.as_str());
+        !self.pending.is_empty() && self.pending.iter().all(|field| note.contains(&format!("{field}: ")))
+    }
 }
 
 /// See the picture in the module docs.

@@ -20,7 +20,8 @@ pub const DEVICES_MAX: usize = 16;
 /// Longest kernel command line, bytes: the x86 boot protocol's.
 pub const CMDLINE_MAX: usize = 2047;
 
-/// What somebody asked for. `power` may change at any time, the rest while the VM is stopped.
+/// What somebody asked for. While the VM runs, `power`, restart, placement, disks, NICs, vCPUs and memory may change; what the
+/// running machine cannot follow waits for its next start. The rest changes while the VM is stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
