@@ -143,7 +143,7 @@ fn bad_writes_say_what_is_wrong() {
 fn a_running_machine_follows_its_spec() {
     let mut fleet = Fleet::new(1);
     fleet.running(1, 0, 600);
-    let mut update = |fleet: &mut Fleet, mem_mib: u64, refused: Option<&str>| {
+    let update = |fleet: &mut Fleet, mem_mib: u64, refused: Option<&str>| {
         let vm = fleet.state.vm(vm_id(1)).unwrap().clone();
         let (revision, spec) = (vm.metadata.revision, VmSpec { mem_mib, ..vm.spec });
         let update = Write::UpdateVm { uid: vm_id(1), revision, labels: Labels::new(), spec };
