@@ -1,10 +1,11 @@
 //! What changed, in order, for as long as the bound allows. Kept by every replica for itself: a snapshot does not carry
 //! it, and `apply` never reads it.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use dunlin_model::{Object, Revision};
-use imbl::OrdMap;
+use imbl::Vector;
 use thiserror::Error;
 
 use crate::State;
@@ -37,9 +38,13 @@ pub struct Compacted {
 }
 
 /// The ring. Two histories are always equal: it is no part of the replicated state.
+///
+/// DECISION: a vector and not a map. Changes come at one end and go at the other, which a map answers with two searches and
+/// two rebuilt paths for each.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
-    ring: OrdMap<(Revision, u32), Change>,
+    /// In the order in which they happened.
+    ring: Vector<Change>,
     /// Every change after this revision is in the ring.
     complete_after: Revision,
 }
@@ -52,15 +57,14 @@ impl PartialEq for History {
 
 impl History {
     pub(crate) fn starting_at(revision: Revision) -> Self {
-        Self { ring: OrdMap::new(), complete_after: revision }
+        Self { ring: Vector::new(), complete_after: revision }
     }
 
-    pub(crate) fn push(&mut self, ordinal: u32, change: Change) {
-        self.ring.insert((change.revision, ordinal), change);
+    pub(crate) fn push(&mut self, change: Change) {
+        self.ring.push_back(change);
         while self.ring.len() > CHANGES_MAX {
-            let Some((key, _)) = self.ring.get_min().cloned() else { return };
-            self.complete_after = self.complete_after.max(key.0);
-            self.ring.remove(&key);
+            let Some(oldest) = self.ring.pop_front() else { return };
+            self.complete_after = self.complete_after.max(oldest.revision);
         }
     }
 }
@@ -68,11 +72,15 @@ impl History {
 impl State {
     /// Every change after `revision`, oldest first.
     pub fn changes_after(&self, revision: Revision) -> Result<impl Iterator<Item = &Change>, Compacted> {
-        let oldest = self.history.complete_after;
-        if revision < oldest {
-            return Err(Compacted { after: revision, oldest });
+        let History { ring, complete_after: oldest } = &self.history;
+        if revision < *oldest {
+            return Err(Compacted { after: revision, oldest: *oldest });
         }
-        Ok(self.history.ring.range((revision.next(), 0)..).map(|(_, change)| change))
+        // No change is equal: the search ends before the first one that is later.
+        let side =
+            |change: &Change| if change.revision > revision { Ordering::Greater } else { Ordering::Less };
+        let first = ring.binary_search_by(side).unwrap_or_else(|at| at);
+        Ok(ring.focus().narrow(first..ring.len()).into_iter())
     }
 
     /// Changes after this revision are held.

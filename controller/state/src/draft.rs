@@ -170,12 +170,12 @@ impl<'a> Draft<'a> {
         if !self.touched.is_empty() {
             self.state.revision = self.revision;
             self.store_events();
-            for (ordinal, (key, removed)) in (0..).zip(&self.touched) {
+            for (key, removed) in &self.touched {
                 let deleted = removed.is_some();
                 let current = removed.as_ref().or_else(|| self.state.objects.get(key));
                 if let Some(object) = current {
                     let change = Change { revision: self.revision, object: Arc::clone(object), deleted };
-                    self.state.history.push(ordinal, change);
+                    self.state.history.push(change);
                 }
             }
         }

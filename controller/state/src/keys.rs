@@ -36,21 +36,42 @@ pub struct Answer {
     pub revision: Revision,
 }
 
+/// An idempotency key, in the order of its sum: two numbers are compared without a look at texts that lie anywhere in
+/// memory, which was a tenth of what a write cost the state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    sum: u64,
+    text: Arc<str>,
+}
+
+impl Key {
+    fn new(text: &str) -> Self {
+        let mut fnv = Fnv::default();
+        fnv.take(text.as_bytes());
+        Self { sum: fnv.0, text: text.into() }
+    }
+}
+
 /// The answers, by key and by age.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answers {
-    pub(crate) by_key: OrdMap<Arc<str>, Answer>,
-    by_age: OrdMap<u64, Arc<str>>,
+    by_key: OrdMap<Key, Answer>,
+    by_age: OrdMap<u64, Key>,
 }
 
 impl Answers {
     pub(crate) fn insert(&mut self, key: &str, answer: Answer) {
-        let key: Arc<str> = key.into();
-        self.by_age.insert(answer.index, Arc::clone(&key));
+        let key = Key::new(key);
+        self.by_age.insert(answer.index, key.clone());
         self.by_key.insert(key, answer);
         while self.by_key.len() > ANSWERS_MAX {
             self.drop_oldest();
         }
+    }
+
+    /// Every answer and its key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Answer)> {
+        self.by_key.iter().map(|(key, answer)| (&*key.text, answer))
     }
 
     fn drop_oldest(&mut self) {
@@ -77,7 +98,7 @@ impl State {
     /// What was answered under an idempotency key, while that is remembered.
     #[must_use]
     pub fn answer(&self, key: &str) -> Option<&Answer> {
-        self.answers.by_key.get(key)
+        self.answers.by_key.get(&Key::new(key))
     }
 }
 

@@ -42,28 +42,28 @@ fn minus(a: Used, b: Used) -> Used {
     }
 }
 
+fn spec(object: Option<&Object>) -> Option<&VmSpec> {
+    if let Some(Object::Vm(vm)) = object { Some(&vm.spec) } else { None }
+}
+
 /// Keeps the count when an object changes. Most changes of a VM are of its status and count nothing.
 pub(crate) fn follow(state: &mut State, old: Option<&Object>, new: Option<&Object>) {
-    let spec = |object: Option<&Object>| match object {
-        Some(Object::Vm(vm)) => Some(vm.spec.clone()),
-        _ => None,
-    };
     if let (Some(Object::Vm(old)), Some(Object::Vm(new))) = (old, new)
         && same_size(&old.spec, &new.spec)
     {
         return;
     }
     if let Some(old) = spec(old) {
-        let left = minus(state.used(&old.project), taken(state, &old));
+        let left = minus(state.used(&old.project), taken(state, old));
         if left == Used::default() {
             state.usage.remove(&old.project);
         } else {
-            state.usage.insert(old.project, left);
+            state.usage.insert(old.project.clone(), left);
         }
     }
     if let Some(new) = spec(new) {
-        let sum = plus(state.used(&new.project), taken(state, &new));
-        state.usage.insert(new.project, sum);
+        let sum = plus(state.used(&new.project), taken(state, new));
+        state.usage.insert(new.project.clone(), sum);
     }
 }
 

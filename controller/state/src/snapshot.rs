@@ -92,8 +92,8 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
     holders.clone().try_for_each(|(who, holder)| put(&Line::Holder(who.clone(), holder.clone())))?;
     state.passwords.iter().try_for_each(|(user, hash)| put(&Line::Password(*user, hash.clone())))?;
     state.bearers.iter().try_for_each(|(hash, token)| put(&Line::Bearer(hash.clone(), *token)))?;
-    let answers = &state.answers.by_key;
-    answers.iter().try_for_each(|(key, answer)| put(&Line::Answer(key.to_string(), answer.clone())))?;
+    let mut answers = state.answers.iter();
+    answers.try_for_each(|(key, answer)| put(&Line::Answer(key.to_string(), answer.clone())))?;
     serde_json::to_writer(&mut *to, &Line::End { lines }).map_err(|e| SnapshotError::Write(e.into()))?;
     to.write_all(b"\n").map_err(SnapshotError::Write)?;
     to.flush().map_err(SnapshotError::Write)
