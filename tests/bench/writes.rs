@@ -235,8 +235,10 @@ impl Etcd {
     }
 
     fn spawn(&self, member: usize) -> anyhow::Result<Child> {
-        let mut command = Command::new("etcd");
-        command.args(&self.arguments[member]).stdout(Stdio::null()).stderr(Stdio::null());
+        // A bench that is killed takes its members with it: util-linux asks the kernel for that and becomes etcd.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "etcd"]).args(&self.arguments[member]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         Ok(command.spawn()?)
     }
 
