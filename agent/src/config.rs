@@ -1,10 +1,11 @@
 //! What the agent is told when it is started. Checked by whoever reads arguments; nothing here touches the host.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use dunlin_model::{Invalid, Labels, Name, Secret};
+use dunlin_model::{Invalid, Labels, Level, Name, Secret};
 
 /// Everything the agent of one host needs to know.
 #[derive(Clone, Debug)]
@@ -37,6 +38,10 @@ pub struct Config {
     pub test: Option<SimulatedHost>,
     /// Most that fetched images may take, MiB. Those that a VM here needs stay whatever they take.
     pub image_cache_mib: u64,
+    /// Where metrics and health are served, on the loopback only; nowhere when none.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The highest feature level this agent reads: that of its release. A lower one is for tests of rolling upgrades.
+    pub level: Level,
     /// Networks that a NIC may name here.
     pub networks: BTreeMap<Name, Network>,
 }

@@ -24,6 +24,7 @@ use crate::journal::{Journal, Record};
 use crate::line::Line;
 use crate::presence::{self, untried};
 use crate::sample::Measured;
+use crate::timed::Timed;
 use crate::volumes::Volumes;
 use crate::{Error, Folder};
 
@@ -76,7 +77,7 @@ impl Host {
         drivers.iter().for_each(|driver| board.lose(driver.name(), "its guests are being looked for"));
         let untried = drivers.iter().map(|driver| (driver.name(), untried(driver.name()))).collect();
         let host = Arc::new(Self {
-            drivers: drivers.into_iter().map(|driver| (driver.name(), driver)).collect(),
+            drivers: drivers.into_iter().map(timed).collect(),
             board,
             probes: watch::Sender::new(untried),
             measured: watch::Sender::default(),
@@ -120,6 +121,10 @@ impl Host {
             self.spawn(work(Arc::clone(self), vm));
         }
     }
+}
+
+fn timed(driver: Arc<dyn Hypervisor>) -> (DriverName, Arc<dyn Hypervisor>) {
+    (driver.name(), Arc::new(Timed(driver)))
 }
 
 /// A folder of disks without a record: the record was removed by hand. It is reported, so that it can be discarded.

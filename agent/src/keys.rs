@@ -105,6 +105,11 @@ impl Keys {
         Ok(())
     }
 
+    /// When what is shown ends.
+    pub(crate) fn expires(&self) -> Option<Timestamp> {
+        self.keyring.ring().shown.map(|shown| shown.expires)
+    }
+
     /// Is it time for another certificate: half of this one's life is over, or another authority signs by now?
     pub(crate) fn is_due(&self) -> bool {
         let ring = self.keyring.ring();

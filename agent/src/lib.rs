@@ -22,6 +22,7 @@ mod images;
 mod journal;
 mod keys;
 mod line;
+mod metrics;
 mod network;
 mod presence;
 mod sample;
@@ -30,6 +31,7 @@ mod session;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod volumes;
 
 use std::path::PathBuf;
@@ -82,6 +84,15 @@ pub enum Error {
     /// A libvirt URI is none.
     #[error(transparent)]
     LibvirtUri(#[from] dunlin_model::Invalid),
+    /// Metrics cannot be served where they were to be.
+    #[error("serve metrics on {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Nothing could run a guest.
     #[error("no driver is enabled: a host needs one of qemu, lxc, uml, libvirt and test")]
     NoDriver,
@@ -164,6 +175,12 @@ async fn run_locked(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     tokio::pin!(shutdown);
+    let measured = match config.metrics_listen {
+        Some(address) => {
+            Some(metrics::bind(address).await.map_err(|source| Error::Metrics { address, source })?)
+        }
+        None => None,
+    };
     let enrolled = tokio::select! {
         enrolled = identity::enrol(&config) => enrolled?,
         () = &mut shutdown => return Ok(()),
@@ -174,6 +191,9 @@ async fn run_locked(
         enrolled.keys.keyring.dialer(),
     ));
     let host = Host::open(config, drivers, line, lock, Ground::this_machine())?;
+    if let Some(listener) = measured {
+        host.spawn(metrics::serve(Arc::clone(&host), listener));
+    }
     // However this ends, dropped in the middle too, every task ends with it.
     let _stop = host.stop.clone().drop_guard();
     tokio::select! {

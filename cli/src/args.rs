@@ -197,9 +197,15 @@ pub(crate) struct DaemonArgs {
     /// Name of the cluster: what it is founded as, and later that of no other [default when founded: dunlin]
     #[arg(long)]
     pub(crate) cluster: Option<dunlin_model::Name>,
-    /// Log as JSON lines
-    #[arg(long)]
+    /// How logs are written to standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// The same as --log-format json
+    #[arg(long, hide = true)]
     pub(crate) log_json: bool,
+    /// The highest feature level to read, below that of this release: for tests of rolling upgrades
+    #[arg(long, hide = true, default_value_t = dunlin_model::Level::NEWEST.0)]
+    pub(crate) level: u32,
     /// Leave the session of the terminal; `up` says so
     #[arg(long, hide = true)]
     pub(crate) own_session: bool,
@@ -240,18 +246,35 @@ pub(crate) struct AgentArgs {
     /// Where agents of other hosts reach that daemon for migrations; ADDRESS in it is --address. By TLS there, if not said
     #[arg(long, value_name = "URI")]
     pub(crate) libvirt_peer_uri: Option<String>,
+    /// Where this host's metrics and health are served, on the loopback only, as in 127.0.0.1:7490; nowhere, if not said
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics_listen: Option<std::net::SocketAddr>,
     /// CPUs the test driver pretends to have
     #[arg(long, default_value_t = 16)]
     pub(crate) sim_cpus: u32,
     /// Memory the test driver pretends to have, MiB
     #[arg(long, default_value_t = 65_536)]
     pub(crate) sim_mem_mib: u64,
-    /// Log as JSON lines
-    #[arg(long)]
+    /// How logs are written to standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// The same as --log-format json
+    #[arg(long, hide = true)]
     pub(crate) log_json: bool,
+    /// The highest feature level to read, below that of this release: for tests of rolling upgrades
+    #[arg(long, hide = true, default_value_t = dunlin_model::Level::NEWEST.0)]
+    pub(crate) level: u32,
     /// Leave the session of the terminal; `up` says so
     #[arg(long, hide = true)]
     pub(crate) own_session: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -4,13 +4,13 @@ use std::str::FromStr;
 
 use dunlin_agent::{Network, SimulatedHost};
 use dunlin_model::capabilities::DriverName;
-use dunlin_model::{ControllerId, Invalid, Name, Secret};
+use dunlin_model::{ControllerId, Invalid, Level, Name, Secret};
 use dunlin_pki::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{AgentArgs, DaemonArgs, DriverArg};
+use crate::args::{AgentArgs, DaemonArgs, DriverArg, LogFormat};
 use crate::client::endpoint;
 use crate::failure::{Failure, chain};
 use crate::verbs::vm_flags::once;
@@ -56,7 +56,7 @@ impl FromStr for MemberArg {
 
 /// Runs a controller until it is told to stop.
 pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session, logs)?;
+    begin(args.log_json || args.log_format == LogFormat::Json, args.own_session, logs)?;
     // The log holds the key of the cluster's authority: nothing a controller writes is anybody else's to read.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
@@ -108,6 +108,7 @@ pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Fai
         }),
         timers: dunlin_controller::raft::Timers::default(),
         snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
+        level: Level(args.level),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
@@ -121,7 +122,7 @@ pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Fai
 
 /// Runs an agent until it is told to stop. Its guests go on.
 pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> {
-    begin(args.log_json, args.own_session, logs)?;
+    begin(args.log_json || args.log_format == LogFormat::Json, args.own_session, logs)?;
     let name = match args.name {
         Some(name) => name,
         None => node_name()?,
@@ -145,6 +146,8 @@ pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> 
             .contains(&DriverArg::Test)
             .then_some(SimulatedHost { cpus: args.sim_cpus, mem_mib: args.sim_mem_mib }),
         image_cache_mib: args.image_cache_mib,
+        metrics_listen: args.metrics_listen,
+        level: Level(args.level),
         networks: args.networks.iter().map(network).collect::<Result<_, _>>()?,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

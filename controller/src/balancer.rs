@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use crate::clock;
 use crate::node::Node;
 use crate::reconcile::balance;
+use crate::{clock, metrics};
 
 /// Least time between two looks: loads are means over minutes, so more often would see the same.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -24,7 +24,10 @@ pub(crate) async fn level(node: &Node, term: u64) {
         }
         measured.mark_unchanged();
         let (view, observed) = (views.borrow_and_update().clone(), node.board.snapshot());
-        let look = tokio::task::spawn_blocking(move || balance(&view, &observed, clock::now()));
+        let look = tokio::task::spawn_blocking(move || {
+            let _timed = metrics::BALANCE.time();
+            balance(&view, &observed, clock::now())
+        });
         let commands = match look.await {
             Ok(commands) => commands,
             Err(error) => {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dunlin_model::cluster::Controller;
-use dunlin_model::{ControllerId, Invalid, Name, Secret};
+use dunlin_model::{ControllerId, Invalid, Level, Name, Secret};
 use dunlin_pki::Clock;
 
 use crate::raft::{Member, SnapshotPolicy, Timers};
@@ -62,6 +62,8 @@ pub struct Config {
     pub timers: Timers,
     /// When the log is compacted.
     pub snapshots: SnapshotPolicy,
+    /// The highest feature level this controller reads: that of its release. A lower one is for tests of rolling upgrades.
+    pub level: Level,
 }
 
 impl Config {
@@ -84,6 +86,7 @@ impl Config {
             provider: None,
             timers: Timers::default(),
             snapshots: SnapshotPolicy::default(),
+            level: Level::NEWEST,
         }
     }
 

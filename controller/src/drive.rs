@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_model::Object;
 use dunlin_state::{Command, Outcome, Rejected};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use crate::fleet::View;
 use crate::node::Node;
 use crate::raft::ProposeError;
 use crate::reconcile::{Observed, step};
-use crate::{balancer, clock, found};
+use crate::{balancer, clock, found, metrics};
 
 /// How long the loop may sleep: what only time brings (timeouts of migrations, sweeps) is seen this late at most.
 const WAKE_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
@@ -78,11 +79,22 @@ async fn lead_term(node: &Node, term: u64) {
                 continue;
             }
         };
+        metrics::RECONCILE.observe(began.elapsed());
         let pause = LOOK_PAUSE.max(began.elapsed() * PAUSE_PER_LOOK);
         for command in commands {
             let Some(key) = proposals.admit(&command, Instant::now()) else { continue };
             let replica = node.replica.clone();
-            settling.spawn(async move { (key, replica.propose_in_term(term, &command).await) });
+            let held = metrics::RECONCILE_RUNNING.held();
+            settling.spawn(async move {
+                let result = replica.propose_in_term(term, &command).await;
+                drop(held);
+                if let (Command::Migrate { .. }, Ok(Ok(outcome))) = (&command, &result)
+                    && let Some(Object::Migration(migration)) = outcome.object.as_deref()
+                {
+                    metrics::migrated(migration);
+                }
+                (key, result)
+            });
         }
         tokio::time::sleep(pause).await;
         let now = Instant::now();
@@ -153,6 +165,12 @@ impl Proposals {
     ) {
         self.in_flight -= 1;
         let standing = self.known.remove(&key);
+        metrics::RECONCILE_PROPOSED.inc(&[match result {
+            Ok(Ok(outcome)) if changed_something(outcome) => "done",
+            Ok(Ok(_)) => "nothing changed",
+            Ok(Err(_)) => "refused",
+            Err(_) => "no outcome",
+        }]);
         match result {
             Ok(Ok(outcome)) if changed_something(outcome) => return,
             Ok(Ok(_)) => tracing::debug!(command = key, "a proposal changed nothing"),

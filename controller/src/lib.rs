@@ -28,6 +28,7 @@ mod found;
 mod front;
 mod kin;
 mod members;
+mod metrics;
 mod mint;
 mod node;
 pub mod raft;
@@ -37,6 +38,7 @@ mod room;
 mod run;
 mod sealed;
 mod session;
+mod threads;
 mod trust;
 
 #[cfg(test)]

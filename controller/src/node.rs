@@ -15,11 +15,15 @@ use crate::fleet::Replica;
 use crate::rights::{Attempts, Passwords, Provider};
 use crate::room::Room;
 use crate::session::{Board, Sessions, Tunnels};
+use crate::threads::Threads;
 use crate::trust::Keys;
 use crate::{Config, fleet, raft};
 
 /// Questions to the leader about unknown tokens at once: logins are rare, and guesses shall stay so.
 const NEWS_MAX: usize = 4;
+
+/// Looks at readiness at once: each asks the leader, and whoever probes does so once in a few seconds.
+const READINESS_MAX: usize = 4;
 
 /// One controller.
 #[derive(Debug)]
@@ -48,6 +52,10 @@ pub(crate) struct Node {
     pub(crate) streams: Streams,
     /// Revisions of which somebody is reading a list page by page.
     pub(crate) pages: Pages,
+    /// Which commands of users led to what.
+    pub(crate) threads: Threads,
+    /// One permit per look whether this controller has caught up.
+    pub(crate) readiness: Semaphore,
     /// Cancelled when the controller stops.
     pub(crate) closing: CancellationToken,
 }
@@ -79,6 +87,8 @@ impl Node {
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             streams: Streams::default(),
             pages: Pages::default(),
+            threads: Threads::default(),
+            readiness: Semaphore::new(READINESS_MAX),
             closing: CancellationToken::new(),
         }
     }

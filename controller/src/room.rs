@@ -19,6 +19,8 @@ use dunlin_model::ErrorCode;
 use dunlin_proto::Fault;
 use dunlin_state::Write;
 
+use crate::metrics;
+
 /// Below this no user's write is taken, bytes: a snapshot of a large fleet and hours of the core's own writes.
 pub(crate) const WRITE_RESERVE_BYTES: u64 = 32 << 20;
 
@@ -63,16 +65,19 @@ impl Room {
     /// Refuses a write that adds something while the reserve is touched.
     pub(crate) fn admit(&self, write: &Write) -> Result<(), Fault> {
         match self.free_bytes() {
-            Some(free) if free < WRITE_RESERVE_BYTES && !lets_go(write) => Err(Fault::new(
-                ErrorCode::NoCapacity,
-                format!(
-                    "the disk of the leading controller is full: {} has {} MiB free, writes need {}; make room there, \
+            Some(free) if free < WRITE_RESERVE_BYTES && !lets_go(write) => {
+                metrics::API_SHED.inc(&["writes on a full disk"]);
+                Err(Fault::new(
+                    ErrorCode::NoCapacity,
+                    format!(
+                        "the disk of the leading controller is full: {} has {} MiB free, writes need {}; make room there, \
                      or delete images",
-                    self.dir.display(),
-                    free >> 20,
-                    WRITE_RESERVE_BYTES >> 20
-                ),
-            )),
+                        self.dir.display(),
+                        free >> 20,
+                        WRITE_RESERVE_BYTES >> 20
+                    ),
+                ))
+            }
             _ => Ok(()),
         }
     }

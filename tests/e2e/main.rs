@@ -15,6 +15,7 @@ mod issuer;
 mod lifecycle;
 mod linear;
 mod migration;
+mod observe;
 mod operations;
 mod provider;
 mod restart;

@@ -42,16 +42,24 @@ const LAYERS: &[Layer] = &[
         outside: Outside::Only(&["imbl", "serde", "serde_json", "thiserror", "uuid"]),
     },
     Layer { name: "dunlin-proto", below: &["dunlin-model"], outside: Outside::Any },
+    Layer { name: "dunlin-metrics", below: &[], outside: Outside::Only(&[]) },
     Layer { name: "dunlin-pki", below: &["dunlin-model"], outside: Outside::Any },
     Layer { name: "dunlin-drivers", below: &["dunlin-model"], outside: Outside::Any },
     Layer {
         name: "dunlin-agent",
-        below: &["dunlin-model", "dunlin-pki", "dunlin-proto", "dunlin-drivers"],
+        below: &["dunlin-metrics", "dunlin-model", "dunlin-pki", "dunlin-proto", "dunlin-drivers"],
         outside: Outside::Any,
     },
     Layer {
         name: "dunlin-controller",
-        below: &["dunlin-model", "dunlin-pki", "dunlin-proto", "dunlin-state", "dunlin-scheduler"],
+        below: &[
+            "dunlin-metrics",
+            "dunlin-model",
+            "dunlin-pki",
+            "dunlin-proto",
+            "dunlin-state",
+            "dunlin-scheduler",
+        ],
         outside: Outside::Any,
     },
     Layer { name: "dunlin", below: EVERYTHING, outside: Outside::Any },
@@ -59,6 +67,7 @@ const LAYERS: &[Layer] = &[
 ];
 
 const EVERYTHING: &[&str] = &[
+    "dunlin-metrics",
     "dunlin-model",
     "dunlin-pki",
     "dunlin-scheduler",

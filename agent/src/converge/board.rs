@@ -14,6 +14,7 @@ use dunlin_model::observed::{ActReport, ObservedVm};
 use dunlin_model::{Incarnation, Name, Revision, TaskId, VmId};
 use thiserror::Error;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use super::observe::{act_report, observe};
 use crate::journal::Record;
@@ -67,7 +68,12 @@ struct Inner {
     dirty: BTreeSet<VmId>,
     /// A desired set was taken in, and the leader has not been told yet.
     taken_in: bool,
+    /// Which commands of users led to what is done: by VM or task.
+    threads: BTreeMap<Uuid, String>,
 }
+
+/// Threads remembered: a host has fewer VMs and tasks than that.
+const THREADS_MAX: usize = 16_384;
 
 /// See the module docs.
 #[derive(Debug, Default)]
@@ -292,6 +298,32 @@ impl Board {
             away: slot.driver().and_then(|driver| inner.away.get(&driver)).cloned(),
             told: inner.told,
         })
+    }
+
+    /// Learns which commands led to what comes next.
+    pub(crate) fn follow(&self, ids: impl IntoIterator<Item = (String, String)>) {
+        let known = ids.into_iter().filter_map(|(uid, id)| Some((uid.parse().ok()?, id)));
+        let mut inner = self.lock();
+        if inner.threads.len() > THREADS_MAX {
+            inner.threads.clear();
+        }
+        inner.threads.extend(known);
+    }
+
+    /// The command that led to what is done with a VM or for a task; empty: none of a user's, as far as is known.
+    pub(crate) fn thread(&self, of: Uuid) -> String {
+        self.lock().threads.get(&of).cloned().unwrap_or_default()
+    }
+
+    /// How many guests each driver has.
+    pub(crate) fn guests(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        let inner = self.lock();
+        for driver in inner.slots.values().filter(|slot| slot.guest.is_some()).filter_map(|slot| slot.driver)
+        {
+            *counts.entry(driver.to_string()).or_default() += 1;
+        }
+        counts
     }
 
     /// The images the last desired set named.

@@ -20,6 +20,7 @@ use super::worker::Next;
 use crate::durable;
 use crate::host::Host;
 use crate::journal::{ActRecord, Ended, JournalError, Record, Saved, Sending, Started, TOMBSTONES_MAX};
+use crate::metrics;
 use crate::network::{self, NetworkError};
 use crate::volumes::VolumeError;
 
@@ -85,7 +86,10 @@ impl Host {
             return Ok(());
         }
         record.generation = record.generation.max(self.board.generation());
-        self.board.remember(self.journal.keep(record).await?);
+        let timed = metrics::JOURNAL.time();
+        let kept = self.journal.keep(record).await?;
+        drop(timed);
+        self.board.remember(kept);
         Ok(())
     }
 

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use dunlin_model::desired::{ActOrder, Assignment, Role};
 use dunlin_model::{TaskId, VmId};
+use tracing::Instrument as _;
 
 use super::act::{ActStep, plan_act};
 use super::board::Look;
 use super::plan::{Step, is_stale, plan};
 use crate::host::Host;
+use crate::metrics;
 
 /// A step that changed nothing is done again after this: the hypervisor is still at it, and will say when it is not.
 const STALL_RETRY_MS: u64 = 500;
@@ -124,6 +126,7 @@ impl Pace {
 pub(crate) async fn work(host: Arc<Host>, vm: VmId) {
     let bell = host.board.bell(vm);
     let mut pace = Pace::default();
+    let _working = metrics::WORKING.held();
     loop {
         host.board.begin_look(vm);
         let Some(look) = host.board.look(vm) else { return };
@@ -145,12 +148,32 @@ pub(crate) async fn work(host: Arc<Host>, vm: VmId) {
             continue;
         }
         let tries = pace.failures(&next);
-        match host.carry_out(vm, &look, &next, tries).await {
-            Ok(()) => pace.done(next, host.ground.timer.elapsed()),
-            Err(trouble) => {
-                tracing::warn!(%vm, name = %look.record.name, ?next, %trouble, "a step failed and will be tried again");
-                pace.failed(next, host.ground.timer.elapsed());
+        let span = tracing::info_span!("work", %vm, correlation = thread(&host, vm, &next));
+        let step = async {
+            let done = host.carry_out(vm, &look, &next, tries).await;
+            match &done {
+                Ok(()) => tracing::debug!(name = %look.record.name, ?next, "a step is done"),
+                Err(trouble) => {
+                    tracing::warn!(name = %look.record.name, ?next, %trouble, "a step failed and will be tried again");
+                }
             }
+            done.is_ok()
+        };
+        if step.instrument(span).await {
+            metrics::STEPS.inc(&["done"]);
+            pace.done(next, host.ground.timer.elapsed());
+        } else {
+            metrics::STEPS.inc(&["failed"]);
+            pace.failed(next, host.ground.timer.elapsed());
         }
     }
+}
+
+/// The user's command behind a step: that of its task, or else that of the VM.
+fn thread(host: &Host, vm: VmId, next: &Next) -> String {
+    let of_task = match next {
+        Next::Act(order, _) => host.board.thread(order.task.0),
+        _ => String::new(),
+    };
+    if of_task.is_empty() { host.board.thread(vm.0) } else { of_task }
 }

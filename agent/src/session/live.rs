@@ -15,10 +15,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tonic::transport::Channel;
 
 use super::{Agent, End, Opened, fault_of};
-use crate::capabilities;
 use crate::converge::board::{Changes, Sent};
 use crate::host::Host;
 use crate::keys::{self, Keys, KeysError};
+use crate::{capabilities, metrics};
 
 /// VMs in one report: 256 of less than 1 KiB each.
 pub(crate) const REPORT_VMS_MAX: usize = 256;
@@ -65,7 +65,7 @@ impl Agent {
                 Some(Down::Desired(set)) => take_in(&self.host, self.identity.host, set),
                 Some(Down::Ping(ping)) => {
                     // When the queue is full, what is in it is the sign of life.
-                    let pong = Up::Pong(v1::Pong { nonce: ping.nonce });
+                    let pong = Up::Pong(v1::Pong { nonce: ping.nonce, now_ms: self.host.now_ms() });
                     let _ = outgoing.try_send(v1::FromAgent { message: Some(pong) });
                 }
                 Some(Down::OpenTunnel(asked)) => self.tunnels.open(&self.host, endpoint.clone(), asked),
@@ -77,6 +77,7 @@ impl Agent {
                     }
                     self.renew_when_due(&channel);
                 }
+                Some(Down::Threads(threads)) => self.host.board.follow(threads.ids),
                 // A second Welcome, or a message of a newer controller, changes nothing.
                 Some(Down::Welcome(_)) | None => {}
             }
@@ -87,6 +88,7 @@ impl Agent {
     /// connection shows it.
     fn renew_when_due(&self, channel: &Channel) {
         let keys = Arc::clone(&self.identity.keys);
+        metrics::CERTIFICATE.set(keys.expires().map_or(0, |expires| expires.0 / 1000));
         if !keys.is_due() {
             return;
         }
@@ -117,6 +119,7 @@ pub(crate) fn take_in(host: &Arc<Host>, id: HostId, set: v1::DesiredSet) {
     let generation = set.generation;
     match host.board.take_in(set, id) {
         Ok(vms) => {
+            metrics::DESIRED.inc();
             tracing::debug!(%generation, vms = vms.len(), "a desired set was taken in");
             vms.into_iter().for_each(|vm| host.wake(vm));
         }
@@ -180,6 +183,7 @@ fn other_capabilities(host: &Host, told: &mut HostCapabilities) -> Option<Up> {
 
 /// A report as it crosses the wire.
 pub(crate) fn report(changes: Changes, complete: bool) -> v1::Report {
+    metrics::REPORTS.inc();
     v1::Report {
         complete,
         vms: changes.vms.into_iter().map(Into::into).collect(),

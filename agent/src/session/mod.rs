@@ -23,10 +23,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use crate::capabilities;
 use crate::console::Tunnels;
 use crate::host::Host;
 use crate::identity::{Identity, IdentityError};
+use crate::{capabilities, metrics};
 
 /// First wait before dialling again: a leader change takes about a second, and then every try counts.
 const BACKOFF_MIN_MS: u64 = 50;
@@ -91,7 +91,9 @@ pub(crate) async fn attend(host: Arc<Host>, identity: Identity) -> Result<(), Id
         let candidates = agent.host.line.candidates();
         let mut refused = None;
         for endpoint in candidates {
-            match agent.try_at(endpoint).await {
+            let ended = agent.try_at(endpoint).await;
+            metrics::SESSION_ENDED.inc(&[word(ended.as_ref())]);
+            match ended {
                 Some(End::Goodbye(fault)) => {
                     tracing::error!(code = %fault.code, message = fault.message, "the cluster dismissed this host");
                     refused = Some(fault);
@@ -144,7 +146,10 @@ impl Agent {
                     let leader = opened.endpoint.clone();
                     self.host.line.set_leader(Some(&leader));
                     tracing::info!(%leader, session = opened.welcome.session, "session open");
+                    metrics::SESSIONS.inc();
+                    let open = metrics::SESSION.held();
                     let end = self.live(opened).await;
+                    drop(open);
                     match end {
                         End::Redirect(leader) if !leader.is_empty() => {
                             tracing::info!(%leader, "the leader has changed");
@@ -204,7 +209,18 @@ impl Agent {
             instance: self.instance.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: Some(capabilities::look(&self.host).into()),
+            level: self.host.config.level.0,
         }
+    }
+}
+
+/// For the metrics.
+const fn word(end: Option<&End>) -> &'static str {
+    match end {
+        None => "held",
+        Some(End::Redirect(_)) => "redirected",
+        Some(End::Goodbye(_)) => "dismissed",
+        Some(End::Broken(_)) => "broken",
     }
 }
 

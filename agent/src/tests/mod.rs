@@ -51,6 +51,8 @@ impl House {
             libvirt: None,
             libvirt_peer: None,
             image_cache_mib: 1024,
+            metrics_listen: None,
+            level: dunlin_model::Level::NEWEST,
             networks: BTreeMap::new(),
         };
         Self { config, agent: None, driver: None, _dir: dir }

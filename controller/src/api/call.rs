@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
+use crate::metrics;
 use crate::rights::{Caller, FORWARDED_KEY};
 
 /// How long a call may take when its client does not say: longer than an election and a slow disk together.
@@ -51,7 +52,10 @@ impl Call {
         request: &Request<T>,
         most: Duration,
     ) -> Result<Self, Fault> {
-        let place = Arc::clone(places).try_acquire_owned().map_err(|_| overloaded())?;
+        let place = Arc::clone(places).try_acquire_owned().map_err(|_| {
+            metrics::API_SHED.inc(&["calls"]);
+            overloaded()
+        })?;
         Ok(Self { _place: Some(place), ..Self::of(request, most) })
     }
 

@@ -31,6 +31,8 @@ pub(super) async fn commit(
     if let Some(spec) = writes::needs_bytes(&write) {
         blobs::ensure_stored(node, spec).await?;
     }
+    // Before it is made: the host may be told of it before the answer is.
+    node.threads.note(&write, &caller.correlation);
     noted(node, entry, key, write).await
 }
 

@@ -69,7 +69,12 @@ impl Identities for Holders {
         request: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIResponse>, Status> {
         let peer = peer(&request)?;
-        Ok(Response::new(v1::WhoAmIResponse { identity: peer.identity.to_string(), serial: peer.serial }))
+        Ok(Response::new(v1::WhoAmIResponse {
+            identity: peer.identity.to_string(),
+            serial: peer.serial,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: self.node.config.level.0,
+        }))
     }
 
     #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dunlin_model::ErrorCode;
 use dunlin_proto::Fault;
 
+use crate::metrics;
+
 /// Streams that one controller serves at once: each may hold a batch of changes in memory.
 pub(crate) const STREAMS_MAX: usize = 4_096;
 /// Streams of one client: a quarter of all, and enough for a program that watches a thousand things.
@@ -36,6 +38,7 @@ impl Streams {
     pub(crate) fn enter(&self, client: Option<IpAddr>) -> Result<Place, Fault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.all >= STREAMS_MAX {
+            metrics::API_SHED.inc(&["streams"]);
             let message =
                 format!("{STREAMS_MAX} streams are open on this controller; close one or ask another");
             return Err(Fault::new(ErrorCode::Overloaded, message));
@@ -43,13 +46,22 @@ impl Streams {
         if let Some(client) = client {
             let own = open.by_client.entry(client).or_default();
             if *own >= STREAMS_PER_CLIENT_MAX {
+                metrics::API_SHED.inc(&["streams of one client"]);
                 let message = format!("{client} has {STREAMS_PER_CLIENT_MAX} streams open here; close one");
                 return Err(Fault::new(ErrorCode::TooMany, message));
             }
             *own += 1;
         }
         open.all += 1;
+        drop(open);
         Ok(Place { streams: self.clone(), client })
+    }
+}
+
+impl Streams {
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).all
     }
 }
 

@@ -7,19 +7,22 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::{ErrorCode, Invalid, Kind, Name, Revision};
+use dunlin_model::selector::{FieldSelector, LabelSelector};
+use dunlin_model::{ErrorCode, Invalid, Kind, Name, Object, Revision};
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::changes::Compacted;
 use dunlin_state::{Change, State};
 use futures_util::Stream;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::call::Call;
 use super::carry;
-use super::reads::{reader, show};
+use super::reads::{json, reader, show};
 use super::streams;
 use crate::fleet::View;
+use crate::metrics;
 use crate::node::Node;
 use crate::rights::{self, Caller};
 
@@ -28,11 +31,30 @@ const BATCH: usize = 256;
 /// How often a watch that has nothing to tell says how far it has come: well within the time the ring holds.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
 
+fn matches(object: &Object, labels: &LabelSelector, fields: &FieldSelector) -> bool {
+    labels.matches(object.labels()) && (fields.is_any() || fields.matches(&json(object)))
+}
+
+/// A selector over fields is about the fields of one kind.
+fn fields(kinds: &[Kind], text: &str) -> Result<FieldSelector, Invalid> {
+    match kinds {
+        [kind] => FieldSelector::parse(*kind, text),
+        _ if text.is_empty() => FieldSelector::parse(Kind::Vm, ""),
+        _ => Err(Invalid::new("field_selector", "is over more than one kind", "with exactly one in kinds")),
+    }
+}
+
 struct Watching {
     node: Arc<Node>,
     caller: Arc<Caller>,
     kinds: BTreeSet<Kind>,
     name: Option<Name>,
+    labels: LabelSelector,
+    fields: FieldSelector,
+    /// With a selector: what the client has been told of and was not told to forget, and whatever matched when it began.
+    shown: BTreeSet<Uuid>,
+    /// What changed before the watch began may have matched until then.
+    began: Revision,
     /// Everything up to here was told or did not match.
     cursor: Revision,
     queue: VecDeque<v1::WatchEvent>,
@@ -50,6 +72,8 @@ pub(super) async fn watch(
     request: v1::WatchRequest,
 ) -> Result<impl Stream<Item = Result<v1::WatchEvent, Fault>> + Send + 'static, Fault> {
     let kinds: Vec<Kind> = read(request.kinds, "kinds")?;
+    let labels = LabelSelector::parse(&request.label_selector)?;
+    let fields = fields(&kinds, &request.field_selector)?;
     let name = if request.name.is_empty() { None } else { Some(request.name.parse()?) };
     let mut view = node.replica.read();
     match kinds.as_slice() {
@@ -71,8 +95,18 @@ pub(super) async fn watch(
     }
     view.changes_after(cursor).map(drop).map_err(|e| compacted(&e))?;
     let views = node.replica.watch();
+    let begun = view.revision();
+    let any = labels.is_any() && fields.is_any();
+    let every = if kinds.is_empty() { Kind::ALL.to_vec() } else { kinds.clone() };
+    let objects = every.into_iter().filter(|_| !any).flat_map(|kind| view.objects_of(kind));
+    let shown =
+        objects.filter(|object| matches(object, &labels, &fields)).map(|object| object.uid()).collect();
     let watching = Watching {
         node,
+        labels,
+        fields,
+        shown,
+        began: begun,
         caller: Arc::clone(&call.caller),
         kinds: kinds.into_iter().collect(),
         name,
@@ -90,6 +124,7 @@ impl Watching {
     async fn next(mut self) -> Option<(Result<v1::WatchEvent, Fault>, Self)> {
         loop {
             if let Some(event) = self.queue.pop_front() {
+                metrics::WATCH_EVENTS.inc();
                 self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
                 return Some((Ok(event), self));
             }
@@ -139,7 +174,9 @@ impl Watching {
             }
             reached = Some(change.revision);
             if self.wants(change) && grants.sees(&view, &change.object) {
-                self.queue.push_back(event(&self.node, &view, change));
+                let told = event(&self.node, &view, change);
+                let told = self.select(change, told);
+                self.queue.extend(told);
             }
         }
         if let Some(last) = self.queue.back_mut() {
@@ -147,6 +184,20 @@ impl Watching {
         }
         self.cursor = self.cursor.max(view.revision());
         Ok(())
+    }
+
+    /// What is told of a change that is wanted: all of it; or, once an object matches no longer, that it is gone.
+    fn select(&mut self, change: &Change, told: v1::WatchEvent) -> Option<v1::WatchEvent> {
+        if self.labels.is_any() && self.fields.is_any() {
+            return Some(told);
+        }
+        let uid = change.object.uid();
+        if !change.deleted && matches(&change.object, &self.labels, &self.fields) {
+            self.shown.insert(uid);
+            return Some(told);
+        }
+        let known = self.shown.remove(&uid) || change.revision <= self.began;
+        known.then(|| v1::WatchEvent { r#type: v1::watch_event::Type::Deleted.into(), ..told })
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -167,6 +218,7 @@ fn bookmark(revision: Revision) -> v1::WatchEvent {
 }
 
 fn compacted(error: &Compacted) -> Fault {
+    metrics::WATCH_CUT.inc();
     Fault::new(ErrorCode::Compacted, error.to_string())
 }
 

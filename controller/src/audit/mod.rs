@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use chain::Line;
 pub(crate) use files::{AuditError, Files, Wanted, list, verify};
 
-use crate::clock;
 use crate::rights::Caller;
+use crate::{clock, metrics};
 
 /// Lines that may wait for the disk: at 10,000 writes a second, half a second of them.
 const QUEUE_MAX: usize = 4_096;
@@ -122,6 +122,7 @@ impl Audit {
 
     /// Writes down what was done. Waits when the disk cannot keep up.
     pub(crate) async fn note(&self, entry: Entry) {
+        metrics::AUDIT_LINES.inc();
         if self.queue.send(Order::Note(Box::new(entry))).await.is_err() {
             tracing::error!("the audit log has ended before the controller");
         }
@@ -137,16 +138,26 @@ impl Audit {
         let unknown = entry.who.is_empty();
         if unknown && refusals.written >= REFUSALS_PER_S_MAX {
             refusals.unwritten += 1;
+            metrics::AUDIT_UNWRITTEN.inc();
             return;
         }
         entry.unwritten = refusals.unwritten;
         match self.queue.try_send(Order::Note(Box::new(entry))) {
             Ok(()) => {
+                metrics::AUDIT_LINES.inc();
                 refusals.unwritten = 0;
                 refusals.written += u64::from(unknown);
             }
-            Err(_) => refusals.unwritten += 1,
+            Err(_) => {
+                metrics::AUDIT_UNWRITTEN.inc();
+                refusals.unwritten += 1;
+            }
         }
+    }
+
+    /// Lines that wait for the disk.
+    pub(crate) fn waiting(&self) -> usize {
+        QUEUE_MAX - self.queue.capacity()
     }
 
     /// Returns when every line before it can be read.

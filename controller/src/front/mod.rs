@@ -26,6 +26,7 @@ use tonic::transport::server::TcpConnectInfo;
 
 pub(crate) use local::{Local, LocalError};
 
+use crate::metrics;
 use crate::trust::{Arrival, Keys};
 
 /// How often a quiet connection is tried: a client or agent whose host lost its power must not hold its streams for ever.
@@ -53,9 +54,10 @@ pub(crate) async fn serve(
     let connections = TaskTracker::new();
     while let Some((stream, permit)) = listen::next(&listener, &room, &closing).await {
         let connection = arrive(router.clone(), stream, Arc::clone(&keys), closing.clone());
+        let held = metrics::API_CONNECTIONS.held();
         connections.spawn(async move {
             connection.await;
-            drop(permit);
+            drop((permit, held));
         });
     }
     connections.close();

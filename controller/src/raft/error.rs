@@ -152,6 +152,20 @@ pub enum ProposeError {
 }
 
 impl ProposeError {
+    /// For the metrics.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::NotLeader { .. } => "not leader",
+            Self::TermOver { .. } => "term over",
+            Self::TooLarge { .. } => "too large",
+            Self::Encode(_) => "encode",
+            Self::Unavailable => "leader lost",
+            Self::Deadline { .. } => "deadline",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether the command may have been, or may yet be, applied. When false, it may safely be proposed again.
     #[must_use]
     pub const fn is_unknown(&self) -> bool {

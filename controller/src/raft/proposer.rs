@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::state_machine::{Pending, Waiter};
 use super::types::{Pack, Raft};
 use super::{Leader, Machine, Member, ProposeError};
-use crate::clock;
+use crate::{clock, metrics};
 
 /// The longest command, as JSON. A command is a change to one object; a megabyte is no change but a payload.
 pub(super) const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -76,6 +76,8 @@ pub(super) async fn run<M: Machine>(
         };
         sequence += 1;
         let (pack, waiters, left_over) = gather(first, &mut proposals, &pending, sequence);
+        metrics::RAFT_PACKS.inc();
+        metrics::RAFT_COMMANDS.add(waiters.len() as u64);
         held = left_over;
         pending.insert(sequence, waiters);
         let (pack, appended) = Pack::proposed(pack);

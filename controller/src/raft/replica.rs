@@ -28,7 +28,7 @@ use super::{
     Config, Leader, Machine, Member, MembershipError, OpenError, ProposeError, ReadError, StopReason,
     StoreError, View, elector,
 };
-use crate::mint;
+use crate::{metrics, mint};
 
 /// Snapshot bytes in one message.
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
@@ -253,7 +253,15 @@ impl<M: Machine> Replica<M> {
     /// The local view holds the command's effect when this returns. Dropping the future takes nothing back: the
     /// command may still be applied.
     pub async fn propose(&self, command: &M::Command) -> Result<M::Outcome, ProposeError> {
-        self.submit(None, command).await
+        self.submit(None, command)
+            .await
+            .inspect_err(|error| metrics::RAFT_PROPOSE_FAILED.inc(&[error.word()]))
+    }
+
+    /// Proposals that wait for a log entry.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        proposer::QUEUE - self.inner.proposals.capacity()
     }
 
     /// Like `propose`, but only within the leadership of `term` (from [`Leadership::term`]).
@@ -267,7 +275,8 @@ impl<M: Machine> Replica<M> {
         if self.inner.leadership.borrow().term > term {
             return Err(ProposeError::TermOver { term });
         }
-        self.submit(Some(term), command).await
+        let done = self.submit(Some(term), command).await;
+        done.inspect_err(|error| metrics::RAFT_PROPOSE_FAILED.inc(&[error.word()]))
     }
 
     async fn submit(
@@ -282,6 +291,7 @@ impl<M: Machine> Replica<M> {
         if self.inner.stopped.borrow().is_some() {
             return Err(ProposeError::Stopped);
         }
+        let _timed = metrics::RAFT_PROPOSE.time();
         let (waiter, outcome) = oneshot::channel();
         let proposal = Proposal { only_in_term, json, waiter };
         let answer = async {

@@ -15,6 +15,7 @@ use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use super::log_store::Durable;
 use super::snapshot::{self, SnapshotDir};
@@ -23,6 +24,7 @@ use super::types::{
 };
 use super::types::{meta_from_wire, meta_to_wire};
 use super::{Machine, ProposeError, Stamp, StoreError, View};
+use crate::metrics;
 
 /// Packs with more bytes than this together are decoded and applied on a blocking thread.
 const INLINE_BYTES: usize = 128 << 10;
@@ -274,7 +276,10 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
         let pending = Arc::clone(&self.pending);
         let work = move || {
             let mut answers = Vec::new();
+            let _timed = metrics::RAFT_APPLY.time();
+            let before = position.commands;
             let result = apply_all(&mut position, &entries, &pending, &mut answers);
+            metrics::RAFT_APPLIED.add(position.commands - before);
             (position, answers, result)
         };
         let (position, answers, result) = if bytes > INLINE_BYTES {
@@ -328,7 +333,9 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
         let cluster = self.cluster.borrow().clone();
         let current = Arc::clone(&self.kept);
         let work = move || install::<M>(&snapshots, file, incoming, &cluster, &current);
+        let began = Instant::now();
         let installed = tokio::task::spawn_blocking(work).await;
+        metrics::RAFT_SNAPSHOT.observe(&["installed"], began.elapsed());
         let failed = |cause: AnyError| {
             StorageError::from(StorageIOError::write_snapshot(Some(meta.signature()), cause))
         };
@@ -468,7 +475,9 @@ impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
             let temporary = snapshots.write(&head, |out| machine.encode(out))?;
             keep(&snapshots, &temporary, &head, &of, &current)
         };
+        let began = Instant::now();
         let written = tokio::task::spawn_blocking(work).await;
+        metrics::RAFT_SNAPSHOT.observe(&["made"], began.elapsed());
         let failed = |cause: AnyError| {
             StorageError::from(StorageIOError::write_snapshot(Some(meta.signature()), cause))
         };

@@ -14,6 +14,7 @@ use super::replica::Leadership;
 use super::state_machine::{Pending, error_chain};
 use super::types::{Raft, RaftMetrics};
 use super::{Config, Leader, Machine, StopReason};
+use crate::metrics;
 
 /// What the watchman publishes.
 pub(super) struct Watchman<M: Machine> {
@@ -82,6 +83,10 @@ impl<M: Machine> Watchman<M> {
         self.leadership.send_if_modified(|before| {
             let changed = *before != now;
             if changed {
+                let id = |leader: &Option<Leader>| leader.as_ref().map(|leader| leader.id);
+                if now.leader.is_some() && id(&now.leader) != id(&before.leader) {
+                    metrics::RAFT_LEADERS.inc();
+                }
                 tracing::info!(
                     leader = now.leader.as_ref().map(|leader| leader.id.0),
                     now.is_me,

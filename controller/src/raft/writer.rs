@@ -18,6 +18,7 @@ use super::record;
 use super::state_machine::error_chain;
 use super::types::{Entry, LogId, Types, Vote, log_id_to_wire};
 use super::witness::{Seen, Witness};
+use crate::metrics;
 
 /// Writes taken into one group at most: bounds how long the first of them waits for the others to be copied.
 const GROUP_WRITES: usize = 256;
@@ -157,7 +158,7 @@ impl Writer {
             result = result.and(made);
         }
         if result.is_ok() && (written.is_some() || !reports.is_empty()) {
-            result = self.put_marks().and_then(|()| self.engine.sync()).and_then(|()| self.testify());
+            result = self.put_marks().and_then(|()| self.sync()).and_then(|()| self.testify());
         }
         let told = result.as_ref().map_err(|error| error_chain(error)).copied();
         if told.is_ok() {
@@ -172,12 +173,21 @@ impl Writer {
         result
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        let _timed = metrics::RAFT_FSYNC.time();
+        self.engine.sync()
+    }
+
     fn make(&mut self, write: &Write) -> Result<(), StoreError> {
         match write {
             Write::Append { entries, .. } => {
                 let records: Vec<_> =
                     entries.iter().map(|entry| (entry.log_id.index, record::encode_entry(entry))).collect();
+                let timed = metrics::RAFT_APPEND.time();
                 self.engine.append(&records)?;
+                drop(timed);
+                metrics::RAFT_APPENDED.add(records.len() as u64);
+                metrics::RAFT_APPENDED_BYTES.add(records.iter().map(|(_, bytes)| bytes.len() as u64).sum());
                 self.made.log_end = records.last().map_or(self.made.log_end, |(index, _)| index + 1);
                 Ok(())
             }

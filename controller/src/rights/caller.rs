@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -11,6 +11,7 @@ use dunlin_model::{ErrorCode, Role, Secret};
 use dunlin_proto::{CODE_KEY, Fault};
 use dunlin_state::Command;
 use dunlin_state::rights::Subject;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::TcpConnectInfo;
 use tracing::Instrument as _;
@@ -19,7 +20,7 @@ use super::refuse;
 use crate::audit::Entry;
 use crate::node::Node;
 use crate::trust::{self, CALLER_KEY, LOCAL_ADMIN, Peer};
-use crate::{clock, mint};
+use crate::{clock, metrics, mint};
 
 /// Header of a token: `Bearer TOKEN` (RFC 6750).
 pub(crate) const AUTHORIZATION: &str = "authorization";
@@ -37,6 +38,9 @@ const TOKEN_MAX: usize = 128;
 const NEWS_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a call with an answer that is too large to take is, in the audit log.
 const TOO_LARGE: &str = "too_large";
+
+/// A method that there is not, in the metrics.
+const UNKNOWN_METHOD: &str = "unknown";
 
 /// By what a caller was known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,20 +131,59 @@ impl Caller {
 }
 
 /// Finds out who calls and leaves it in the request's extensions; refuses whoever may not call such a thing at all.
-pub(crate) async fn enter(State(node): State<Arc<Node>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn enter(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    let (began, _running) = (Instant::now(), metrics::API_RUNNING.held());
+    let method = method(&request);
+    let answer = admit(&node, request, next).await;
+    let code = code(&answer);
+    // What there is no such method of is whatever somebody typed.
+    let method = if code == UNKNOWN_METHOD { UNKNOWN_METHOD } else { &method };
+    metrics::API_CALLS.inc(&[method, &code]);
+    metrics::API_CALL.observe(&[method], began.elapsed());
+    answer
+}
+
+/// The method as the table of methods has it: without the names of objects.
+fn method(request: &Request) -> String {
+    match request.uri().path().strip_prefix("/dunlin.v1.") {
+        Some(grpc) => grpc.to_owned(),
+        None => {
+            let route = request.extensions().get::<MatchedPath>().map_or("nothing", MatchedPath::as_str);
+            format!("{} {route}", request.method())
+        }
+    }
+}
+
+/// What came of a call, by the head of its answer: a public code, or `ok`.
+fn code(answer: &Response) -> String {
+    let text = |key: &str| answer.headers().get(key).and_then(|value| value.to_str().ok());
+    let known = answer.extensions().get::<ErrorCode>().map(|code| code.as_str()).or_else(|| text(CODE_KEY));
+    let code = match (known, text("grpc-status")) {
+        (Some(code), _) => code,
+        (None, None | Some("0")) if answer.status().is_success() => "ok",
+        (None, Some("12")) => UNKNOWN_METHOD,
+        (None, _) => return answer.status().as_str().to_owned(),
+    };
+    code.to_owned()
+}
+
+async fn admit(node: &Arc<Node>, mut request: Request, next: Next) -> Response {
     let gate = trust::gate(&node.keys, &mut request);
     let shown = Shown::read(request.headers(), request.extensions());
     let path = request.uri().path().to_owned();
     if let Err(fault) = gate {
         let (caller, verb) =
             (shown.unread(), if fault.code == ErrorCode::Forbidden { "call" } else { "authenticate" });
-        let fault = refuse(&node, Entry::of(&caller, verb).about("", &path, None), fault);
+        let fault = refuse(node, Entry::of(&caller, verb).about("", &path, None), fault);
         return trust::refused(&request, fault);
     }
-    let caller = Arc::new(recognise(&node, shown).await);
+    let caller = Arc::new(recognise(node, shown).await);
     let span = tracing::info_span!("call", correlation = caller.correlation);
     request.extensions_mut().insert(Arc::clone(&caller));
-    let answer = next.run(request).instrument(span).await;
+    let mut answer = next.run(request).instrument(span).await;
+    if let Ok(id) = HeaderValue::from_str(&caller.correlation) {
+        answer.headers_mut().insert(HeaderName::from_static(CORRELATION), id);
+    }
     if is_too_large(&answer) {
         let entry = Entry::of(&caller, "call").about("", &path, None);
         node.audit.refusal(entry.with_outcome(TOO_LARGE));

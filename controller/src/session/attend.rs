@@ -1,5 +1,6 @@
 //! One session, from its first message to its end.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,16 +17,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Streaming;
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use super::TO_AGENT_MAX;
 use super::hello::{Closed, Opened, admit};
 use super::seats::ToAgentSender;
 use crate::api::authorities;
 use crate::fleet::View;
-use crate::mint;
 use crate::node::Node;
 use crate::reconcile::{Report, is_news};
 use crate::trust::Peer;
+use crate::{metrics, mint};
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -52,6 +54,17 @@ enum End {
     Dismissed(Fault),
 }
 
+impl End {
+    /// For the metrics.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Gone(_) => "gone",
+            Self::Moved => "moved",
+            Self::Dismissed(_) => "dismissed",
+        }
+    }
+}
+
 /// Holds one session.
 pub(super) async fn attend(
     node: Arc<Node>,
@@ -76,6 +89,7 @@ pub(super) async fn attend(
 
 async fn hold(node: &Node, opened: Opened, from_agent: Streaming<v1::FromAgent>, to_agent: &ToAgentSender) {
     tracing::info!("open");
+    metrics::SESSION_OPENED.inc();
     let welcome = v1::Welcome { session: opened.session, controllers: endpoints(node) };
     let end = if say(to_agent, to_agent::Message::Welcome(welcome)) {
         let mut session = Session::new(node, &opened, from_agent, to_agent);
@@ -83,6 +97,7 @@ async fn hold(node: &Node, opened: Opened, from_agent: Streaming<v1::FromAgent>,
     } else {
         End::Gone("its stream was closed")
     };
+    metrics::SESSION_ENDED.inc(&[end.word()]);
     node.sessions.leave(opened.host, &opened.seat);
     node.board.close(opened.host, opened.session);
     match end {
@@ -108,6 +123,8 @@ struct Session<'a> {
     told: Option<DesiredSet>,
     /// The authorities it was last told of, by their epoch.
     trusted: Option<u64>,
+    /// The threads it was last told of.
+    threads: BTreeMap<Uuid, String>,
     /// The host reported something that may change what it is to be told.
     reported: bool,
 }
@@ -120,7 +137,18 @@ impl<'a> Session<'a> {
         to_agent: &'a ToAgentSender,
     ) -> Self {
         let views = node.replica.watch();
-        Self { node, opened, from_agent, to_agent, views, told: None, trusted: None, reported: false }
+        let threads = BTreeMap::new();
+        Self {
+            node,
+            opened,
+            from_agent,
+            to_agent,
+            views,
+            told: None,
+            trusted: None,
+            threads,
+            reported: false,
+        }
     }
 
     async fn converse(&mut self) -> End {
@@ -180,9 +208,11 @@ impl<'a> Session<'a> {
     }
 
     async fn take(&mut self, message: v1::FromAgent) -> Result<(), End> {
+        metrics::SESSION_MESSAGES.inc(&[word(message.message.as_ref())]);
         let nonsense = |e: dunlin_model::Invalid| End::Dismissed(e.into());
         match message.message {
             Some(from_agent::Message::Report(report)) => {
+                let _timed = metrics::SESSION_REPORT.time();
                 let report = Report {
                     complete: report.complete,
                     vms: read(report.vms, "vms").map_err(nonsense)?,
@@ -252,11 +282,31 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         tracing::debug!(generation = %desired.generation, assignments = desired.assignments.len(), "tells");
+        let threads = self.node.threads.of(&view, &desired);
+        let fresh = threads.iter().filter(|(uid, id)| self.threads.get(uid) != Some(id));
+        let ids: BTreeMap<_, _> = fresh.map(|(uid, id)| (uid.to_string(), id.clone())).collect();
+        // In front of what they are about. One that finds no room is missed in a log, and nowhere else.
+        if !ids.is_empty() && say(self.to_agent, to_agent::Message::Threads(v1::Threads { ids })) {
+            self.threads = threads;
+        }
         if !say(self.to_agent, to_agent::Message::Desired(desired.clone().to_wire())) {
             return Err(End::Gone("the agent does not take in what it is told"));
         }
+        metrics::SESSION_TOLD.inc();
         self.told = Some(desired);
         Ok(())
+    }
+}
+
+/// A message's name, for the metrics.
+const fn word(message: Option<&from_agent::Message>) -> &'static str {
+    match message {
+        Some(from_agent::Message::Hello(_)) => "hello",
+        Some(from_agent::Message::Report(_)) => "report",
+        Some(from_agent::Message::Samples(_)) => "samples",
+        Some(from_agent::Message::Pong(_)) => "pong",
+        Some(from_agent::Message::Capabilities(_)) => "capabilities",
+        None => "unknown",
     }
 }
 

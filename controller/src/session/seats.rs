@@ -88,6 +88,11 @@ impl Sessions {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Sends something to a host's agent, when it holds a session and takes it in.
     pub(crate) fn tell(&self, host: HostId, message: Message) -> bool {
         let seat = self.lock().get(&host).cloned();

@@ -134,6 +134,7 @@ impl FakeAgent {
             instance: self.instance.clone(),
             agent_version: "fake".into(),
             capabilities: Some(capabilities().to_wire()),
+            level: dunlin_model::Level::NEWEST.0,
         };
         to.send(v1::FromAgent { message: Some(from_agent::Message::Hello(hello)) }).await.unwrap();
         let from = gate(&self.keyring, endpoint).session(ReceiverStream::new(stream)).await?.into_inner();
@@ -182,6 +183,7 @@ impl FakeAgent {
                     link.report(false, changed, gone, generation).await;
                 }
                 to_agent::Message::Ping(ping) => link.pong(ping.nonce).await,
+                to_agent::Message::Threads(_) => {}
                 to_agent::Message::Redirect(redirect) => {
                     self.seen.lock().unwrap().redirects += 1;
                     return Some(redirect.leader).filter(|leader| !leader.is_empty());
@@ -217,7 +219,7 @@ impl Link {
     }
 
     pub(crate) async fn pong(&self, nonce: u64) {
-        let pong = v1::Pong { nonce };
+        let pong = v1::Pong { nonce, now_ms: crate::clock::now().0 };
         let _ = self.to.send(v1::FromAgent { message: Some(from_agent::Message::Pong(pong)) }).await;
     }
 
@@ -226,7 +228,7 @@ impl Link {
         while let Ok(Some(v1::ToAgent { message: Some(message) })) = self.from.message().await {
             match message {
                 to_agent::Message::Ping(ping) => self.pong(ping.nonce).await,
-                to_agent::Message::Trust(_) => {}
+                to_agent::Message::Trust(_) | to_agent::Message::Threads(_) => {}
                 other => return Some(other),
             }
         }

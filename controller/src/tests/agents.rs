@@ -38,6 +38,7 @@ async fn a_vm_comes_up_and_goes() {
         kinds: vec![Kind::Vm.to_wire()],
         after_revision: cluster.controller(1).node.replica.read().revision().0,
         name: "web".into(),
+        ..v1::WatchRequest::default()
     };
     let mut watch = client.watch(watch).await.unwrap().into_inner();
     let began = Instant::now();
@@ -108,7 +109,7 @@ async fn a_short_absence_does_not_show() {
     })
     .await;
     let kinds = vec![Kind::Host.to_wire(), Kind::Vm.to_wire()];
-    let watch = v1::WatchRequest { kinds, after_revision: before, name: String::new() };
+    let watch = v1::WatchRequest { kinds, after_revision: before, ..v1::WatchRequest::default() };
     let mut watch = cluster.client(1).watch(watch).await.unwrap().into_inner();
     // A bookmark comes when nothing has happened for five seconds: two of them outlast the grace.
     let mut bookmarks = 0;

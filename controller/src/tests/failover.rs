@@ -57,7 +57,7 @@ async fn a_leader_may_go() {
 
     // Nobody noticed.
     let kinds = vec![Kind::Host.to_wire(), Kind::Vm.to_wire()];
-    let watch = v1::WatchRequest { kinds, after_revision: before, name: String::new() };
+    let watch = v1::WatchRequest { kinds, after_revision: before, ..v1::WatchRequest::default() };
     let mut watch = cluster.client(survivor).watch(watch).await.unwrap().into_inner();
     loop {
         let event = soon("a bookmark", watch.message()).await.unwrap().unwrap();

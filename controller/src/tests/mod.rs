@@ -4,6 +4,7 @@ mod agents;
 mod blobs;
 mod failover;
 mod objects;
+mod observing;
 mod rest;
 mod stored;
 mod trust;

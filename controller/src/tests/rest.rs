@@ -10,21 +10,21 @@ use serde_json::{Value, json};
 use crate::testing::{Cluster, code, key, ok, soon, vm};
 
 /// A client that speaks HTTP/1.1, as curl does.
-struct Http {
+pub(super) struct Http {
     client: reqwest::Client,
     base: String,
 }
 
 /// What came back.
 #[derive(Debug)]
-struct Reply {
-    status: StatusCode,
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
     headers: reqwest::header::HeaderMap,
-    body: Value,
+    pub(super) body: Value,
 }
 
 impl Reply {
-    fn header(&self, name: &str) -> &str {
+    pub(super) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
     }
 
@@ -41,7 +41,7 @@ impl Reply {
 }
 
 impl Http {
-    fn new(cluster: &Cluster, id: u64) -> Self {
+    pub(super) fn new(cluster: &Cluster, id: u64) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (own, authority) = cluster.pem();
         let client = reqwest::Client::builder()
@@ -56,7 +56,21 @@ impl Http {
         Self { client, base: cluster.endpoint(id) }
     }
 
-    async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Reply {
+    /// Whoever shows nothing.
+    pub(super) fn nobody(cluster: &Cluster, id: u64) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let authority = reqwest::Certificate::from_pem(cluster.authority.certificate.as_bytes()).unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
+        Self { client, base: cluster.endpoint(id) }
+    }
+
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Reply {
         let mut request = self.client.request(method, format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -74,7 +88,7 @@ impl Http {
         Reply { status, headers, body }
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(super) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, &[], None).await
     }
 

@@ -26,7 +26,7 @@ async fn a_watch_is_complete_ordered_and_resumable() {
     let request = |after_revision| v1::WatchRequest {
         kinds: vec![Kind::Vm.to_wire()],
         after_revision,
-        name: String::new(),
+        ..v1::WatchRequest::default()
     };
     let follower = cluster.follower().await;
     let mut watch = cluster.client(follower).watch(request(start)).await.unwrap().into_inner();
@@ -71,6 +71,55 @@ async fn a_watch_is_complete_ordered_and_resumable() {
     assert_eq!(vm.metadata.name.as_str(), "vm-2");
     let ahead = cluster.client(follower).watch(request(1 << 40)).await;
     assert_eq!(code(ahead).0, ErrorCode::InvalidArgument);
+}
+
+/// A watch of a selection tells of what matches, and of what matches no longer as of something gone, once; fields of more than
+/// one kind are refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_selection_is_watched() {
+    let cluster = Cluster::start(1).await;
+    let start = create(&cluster, "vm-0").await.revision().0;
+    let ask = |labels: &str, fields: &str| v1::WatchRequest {
+        kinds: vec![Kind::Vm.to_wire()],
+        after_revision: start,
+        label_selector: labels.into(),
+        field_selector: fields.into(),
+        ..v1::WatchRequest::default()
+    };
+    let mut client = cluster.client(1);
+    let mut labelled = client.watch(ask("app=web", "")).await.unwrap().into_inner();
+    let mut paused = client.watch(ask("", "spec.power=paused")).await.unwrap().into_inner();
+    create(&cluster, "vm-1").await;
+    let label = |name: &str, value: &str| v1::PatchRequest {
+        idempotency_key: key(),
+        kind: Kind::Vm.to_wire(),
+        name: name.into(),
+        patch: format!(r#"{{"metadata": {{"labels": {{"app": "{value}"}}}}}}"#),
+        ..v1::PatchRequest::default()
+    };
+    for (name, value) in [("vm-1", "db"), ("vm-0", "web"), ("vm-0", "db"), ("vm-0", "other"), ("vm-1", "web")]
+    {
+        client.patch(label(name, value)).await.unwrap();
+    }
+    let power = v1::SetPowerRequest {
+        idempotency_key: key(),
+        vm: "vm-1".into(),
+        power: v1::Power::Paused.into(),
+        ..v1::SetPowerRequest::default()
+    };
+    client.set_power(power).await.unwrap();
+    let put = i32::from(v1::watch_event::Type::Put);
+    let told = |event: v1::WatchEvent| {
+        let object = Object::try_from(event.object.unwrap()).unwrap();
+        (object.name().to_string(), event.r#type == put)
+    };
+    let seen =
+        [told(next(&mut labelled).await), told(next(&mut labelled).await), told(next(&mut labelled).await)];
+    let expected = [("vm-0", true), ("vm-0", false), ("vm-1", true)];
+    assert_eq!(seen, expected.map(|(name, put)| (name.to_owned(), put)));
+    assert_eq!(told(next(&mut paused).await), ("vm-1".to_owned(), true));
+    let both = v1::WatchRequest { kinds: Vec::new(), ..ask("", "spec.power=paused") };
+    assert_eq!(code(client.watch(both).await).0, ErrorCode::InvalidArgument);
 }
 
 /// A watch that begins, or falls, behind what is held is told so, and nothing is skipped silently.

@@ -185,7 +185,9 @@ pub(crate) fn refused(request: &Request, fault: Fault) -> Response {
         "code": fault.code.as_str(),
     });
     let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))];
-    (status, kind, problem.to_string()).into_response()
+    let mut response = (status, kind, problem.to_string()).into_response();
+    response.extensions_mut().insert(fault.code);
+    response
 }
 
 #[cfg(test)]

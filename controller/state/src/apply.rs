@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dunlin_model::host::HostSpec;
 use dunlin_model::recommendation::RecommendationPhase;
-use dunlin_model::{Object, Revision};
+use dunlin_model::{ErrorCode, Object, Revision};
 
 use crate::command::{Command, Stamp, Write};
 use crate::draft::Draft;
@@ -49,10 +49,17 @@ pub fn apply(state: &mut State, stamp: &Stamp, command: &Command) -> Result<Outc
 }
 
 fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
+    let (needs, level) = (command.level(), draft.state.level());
+    if needs > level {
+        let message =
+            format!("this needs level {needs} and the cluster is at {level}: `dunlin cluster upgrade`");
+        return Err(Rejected::new(ErrorCode::WrongState, message));
+    }
     match command {
         Command::Write { write, .. } => dispatch_write(draft, write),
         Command::FoundCluster { uid, name, controllers } => cluster::found(draft, *uid, name, controllers),
         Command::SetControllers { controllers } => cluster::set_controllers(draft, controllers),
+        Command::RaiseLevel { to } => cluster::raise_level(draft, *to),
         Command::JoinHost { token_sha256, uid, name, labels, ask } => {
             token::join(draft, token_sha256, *uid, name, labels, ask)
         }

@@ -2,7 +2,7 @@
 
 use dunlin_model::cluster::{Cluster, ClusterSpec, ClusterStatus, Controller};
 use dunlin_model::event::EventLevel;
-use dunlin_model::{ClusterId, ErrorCode, Kind, Labels, Name, Revision, meta};
+use dunlin_model::{ClusterId, ErrorCode, Kind, Labels, Level, Name, Revision, meta};
 
 use crate::draft::{Draft, refuse_stale};
 use crate::{Rejected, rights};
@@ -22,7 +22,7 @@ pub(crate) fn found(
         return Err(Rejected::new(ErrorCode::AlreadyExists, message));
     }
     let metadata = draft.card::<Cluster, _>(uid, uid.0, name, &Labels::new())?;
-    let status = ClusterStatus { controllers: controllers.to_vec(), leader: None };
+    let status = ClusterStatus { controllers: controllers.to_vec(), leader: None, level: Level::OLDEST };
     draft.put(Cluster { metadata, spec: ClusterSpec::default(), status });
     rights::seed(draft)?;
     draft.answer(Kind::Cluster, uid.0);
@@ -51,6 +51,23 @@ pub(crate) fn update(
         cluster.spec = spec.clone();
         cluster.metadata.generation = cluster.metadata.generation.next();
         draft.event(EventLevel::Normal, "ClusterChanged", &cluster, "the cluster's policy was changed");
+    }
+    draft.put(cluster);
+    Ok(())
+}
+
+/// Raises the level by one. Whether everybody reads it was found out by whoever proposes it: that is nothing the log knows.
+pub(crate) fn raise_level(draft: &mut Draft, to: Level) -> Result<(), Rejected> {
+    let mut cluster = the(draft)?;
+    let from = cluster.status.level;
+    if to > from {
+        if to.0 != from.0 + 1 {
+            let message = format!("the cluster is at level {from}, and is raised one by one, not to {to}");
+            return Err(Rejected::new(ErrorCode::WrongState, message));
+        }
+        cluster.status.level = to;
+        let message = format!("everything is written at level {to} from now on");
+        draft.event(EventLevel::Normal, "LevelRaised", &cluster, message);
     }
     draft.put(cluster);
     Ok(())

@@ -11,7 +11,7 @@ use dunlin_model::recommendation::RecommendationSpec;
 use dunlin_model::task::{DrainProgress, TaskPhase, TaskSpec};
 use dunlin_model::vm::{Built, Power, SavedState, VmSpec};
 use dunlin_model::{
-    ApiTokenId, ClusterId, Generation, HostId, ImageId, Incarnation, Labels, MigrationId, Name,
+    ApiTokenId, ClusterId, Generation, HostId, ImageId, Incarnation, Labels, Level, MigrationId, Name,
     RecommendationId, Revision, Role, TaskId, Timestamp, VmId,
 };
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub enum Command {
     FoundCluster { uid: ClusterId, name: Name, controllers: Vec<Controller> },
     /// The set of controllers, or the endpoint of one, has changed.
     SetControllers { controllers: Vec<Controller> },
+    /// From now on everything may be written that this level reads. Proposed once every controller and agent can.
+    RaiseLevel { to: Level },
     /// An agent traded a token for an identity. The same uid and key again: the same join.
     JoinHost { token_sha256: String, uid: HostId, name: Name, labels: Labels, ask: Ask },
     /// Whom the cluster believes has changed.
@@ -307,6 +309,14 @@ pub enum MigrationEvent {
 }
 
 impl Command {
+    /// The level from which on this may be proposed. A command that comes with a later release, or with a field whose meaning
+    /// an older one must not miss, is named here with its level; below it, it is refused. `RaiseLevel` is proposed by
+    /// whoever has found out that all read it, and everything else there is every release reads.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        Level::OLDEST
+    }
+
     /// The same proposal without its record of why: two that differ only in that are one.
     #[must_use]
     pub fn without_why(&self) -> Self {

@@ -14,8 +14,8 @@ use dunlin_model::rights::{ApiToken, Binding, Role, User};
 use dunlin_model::task::Task;
 use dunlin_model::vm::Vm;
 use dunlin_model::{
-    ApiTokenId, BindingId, ClusterId, EventId, HostId, ImageId, Incarnation, Kind, MigrationId, Name, Object,
-    ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId, Timestamp, UserId, VmId,
+    ApiTokenId, BindingId, ClusterId, EventId, HostId, ImageId, Incarnation, Kind, Level, MigrationId, Name,
+    Object, ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId, Timestamp, UserId, VmId,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -193,6 +193,12 @@ impl State {
     #[must_use]
     pub fn cluster(&self) -> Option<&Cluster> {
         self.all::<Cluster>().next()
+    }
+
+    /// What may be written.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.cluster().map(|cluster| cluster.status.level).unwrap_or_default()
     }
 
     /// The object of that kind and uid, shared.

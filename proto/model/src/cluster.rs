@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClusterId, ControllerId, Invalid, Resource, invalid::in_range};
+use crate::{ClusterId, ControllerId, Invalid, Level, Resource, invalid::in_range};
 
 /// The one cluster object of a deployment.
 pub type Cluster = Resource<ClusterId, ClusterSpec, ClusterStatus>;
@@ -162,6 +162,9 @@ pub struct ClusterStatus {
     /// Who leads, as far as the answering controller knows. Not replicated: filled in at the API edge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<ControllerId>,
+    /// What may be written: every controller and agent reads it.
+    #[serde(default)]
+    pub level: Level,
 }
 
 /// One controller of the cluster.

@@ -19,6 +19,7 @@ pub mod id;
 pub mod identity;
 pub mod image;
 pub mod invalid;
+pub mod level;
 pub mod merge;
 pub mod meta;
 pub mod migration;
@@ -41,5 +42,6 @@ pub use id::{
 };
 pub use identity::{Identity, Role};
 pub use invalid::Invalid;
+pub use level::Level;
 pub use meta::{Labels, Metadata, Name, Resource, Secret, Timestamp};
 pub use object::{Kind, Object};

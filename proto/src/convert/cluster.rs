@@ -26,7 +26,7 @@ records!([default] BalanceSpec { mode, level or BalanceSpec::default().level });
 
 choices!([default] BalanceMode { Off, Recommend, Auto });
 
-records!([default] ClusterStatus { controllers, leader });
+records!([default] ClusterStatus { controllers, leader, level });
 
 records!(Controller { id, endpoint });
 

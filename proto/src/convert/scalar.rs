@@ -7,7 +7,7 @@ use dunlin_model::invalid::in_range;
 use dunlin_model::vm::Mac;
 use dunlin_model::{
     ApiTokenId, BindingId, ClusterId, ControllerId, EventId, Generation, HostId, ImageId, Incarnation,
-    Invalid, Labels, MigrationId, Name, ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId,
+    Invalid, Labels, Level, MigrationId, Name, ProjectId, RecommendationId, Revision, RoleId, Secret, TaskId,
     Timestamp, UserId, VmId,
 };
 use uuid::Uuid;
@@ -45,6 +45,17 @@ macro_rules! numbers {
 }
 
 numbers!(Generation Revision Incarnation ControllerId);
+
+impl Wire<u32> for Level {
+    fn to_wire(self) -> u32 {
+        self.0
+    }
+
+    /// Whoever says none is of a time before there were any.
+    fn from_wire(wire: u32) -> Result<Self, Invalid> {
+        Ok(if wire == 0 { Self::OLDEST } else { Self(wire) })
+    }
+}
 
 impl Wire<u64> for Timestamp {
     fn to_wire(self) -> u64 {

@@ -23,7 +23,7 @@ use tonic::Status;
 use super::Rest;
 use super::incoming::Incoming;
 use super::problem::Refused;
-use super::route::{AFTER_REVISION, KINDS, LAST_EVENT_ID, NAME, Served};
+use super::route::{AFTER_REVISION, FIELD_SELECTOR, KINDS, LABEL_SELECTOR, LAST_EVENT_ID, NAME, Served};
 use crate::api::reads;
 
 pub(super) fn watch(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
@@ -47,6 +47,8 @@ pub(super) fn watch(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
             kinds: kinds.into_iter().map(Kind::to_wire).collect(),
             after_revision,
             name: incoming.text(&NAME),
+            label_selector: incoming.text(&LABEL_SELECTOR),
+            field_selector: incoming.text(&FIELD_SELECTOR),
         };
         let changes = rest.api.watch(incoming.request(ask)?).await?.into_inner();
         Ok(stream(changes))

@@ -25,6 +25,7 @@ mod questions;
 mod route;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -32,15 +33,22 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, get, on};
-use dunlin_model::ErrorCode;
+use dunlin_model::rights::Verb;
+use dunlin_model::{ErrorCode, Kind};
 use dunlin_proto::Fault;
+use dunlin_state::rights::Scope;
 use serde::Serialize;
 
 use super::{Advice, Api};
+use crate::metrics;
 use crate::node::Node;
+use crate::rights::{self, Caller};
 use incoming::Incoming;
 use problem::Refused;
 use route::Route;
+
+/// How long a controller may take to find out that it has caught up: an answer of the leader, and a few syncs.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the routes are served by.
 #[derive(Clone, Debug)]
@@ -59,12 +67,19 @@ pub(crate) fn router(node: &Arc<Node>, api: &Api, advice: &Advice) -> Router {
         let serve = move |request: Request| serve(Arc::clone(&rest), Arc::clone(&route), request);
         router = router.route(&path, on(method, serve));
     }
-    let node = Arc::clone(node);
+    let (node, probed) = (Arc::clone(node), Arc::clone(node));
     router
         .route("/openapi.json", get(|| async { json(StatusCode::OK, openapi::document()) }))
         // Answers as long as anything does.
         .route("/healthz", get(|| async { json(StatusCode::OK, &serde_json::json!({"status": "ok"})) }))
-        .route("/readyz", get(move || async move { ready(&node) }))
+        .route("/readyz", get(move || async move { ready(&probed).await }))
+        .route(
+            "/metrics",
+            get(move |request: Request| {
+                let caller = Caller::of(request.extensions());
+                async move { measures(&node, caller).await }
+            }),
+        )
         .method_not_allowed_fallback(no_such_method)
 }
 
@@ -99,17 +114,39 @@ async fn serve(rest: Arc<Rest>, route: Arc<Route>, request: Request) -> Response
     }
 }
 
-/// May it be asked? It has founded or joined its cluster, and knows who leads.
-fn ready(node: &Node) -> Response {
+/// May it be asked? It has founded or joined its cluster, knows who leads, and has all that was committed just now.
+async fn ready(node: &Node) -> Response {
+    let caught_up = async {
+        // Whoever knocks a thousand times a second must not keep the leader busy.
+        let _one = node.readiness.acquire().await.ok()?;
+        node.replica.linearizable().await.ok()
+    };
     let founded = node.replica.read().cluster().is_some();
-    match node.leader() {
-        Some(leader) if founded && !node.closing.is_cancelled() => {
-            json(StatusCode::OK, &serde_json::json!({"status": "ready", "leader": leader}))
+    let current = tokio::time::timeout(READY_TIMEOUT, caught_up).await.ok().flatten();
+    match (node.leader(), current) {
+        (Some(leader), Some(view)) if founded && !node.closing.is_cancelled() => {
+            let told = serde_json::json!({"status": "ready", "leader": leader, "revision": view.revision()});
+            json(StatusCode::OK, &told)
         }
         _ => {
-            let message = "this controller is starting or stopping, or knows no leader";
+            let message =
+                "this controller is starting or stopping, knows no leader, or has not caught up with it";
             Refused::from(Fault::new(ErrorCode::Unavailable, message)).into_response()
         }
+    }
+}
+
+/// What it counts and times, for whoever may read the cluster.
+async fn measures(node: &Arc<Node>, caller: Arc<Caller>) -> Response {
+    let right = (Verb::Read, Kind::Cluster, Scope::Fleet);
+    let allowed = rights::authorise(node, &caller, &node.replica.read(), right, "metrics");
+    if let Err(fault) = allowed {
+        return Refused::from(fault).into_response();
+    }
+    let looked = Arc::clone(node);
+    match tokio::task::spawn_blocking(move || metrics::render(&looked)).await {
+        Ok(text) => ([(header::CONTENT_TYPE, dunlin_metrics::TEXT_FORMAT)], text).into_response(),
+        Err(error) => Refused::from(Fault::new(ErrorCode::Internal, error.to_string())).into_response(),
     }
 }
 

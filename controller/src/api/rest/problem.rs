@@ -105,6 +105,8 @@ impl IntoResponse for Refused {
         let text = serde_json::to_vec(&self.problem()).expect("a problem has string keys");
         let kind = HeaderValue::from_static("application/problem+json");
         let mut response = (self.status, [(header::CONTENT_TYPE, kind)], text).into_response();
+        // For the metrics: whoever answers in JSON has no trailer that says it.
+        response.extensions_mut().insert(self.fault.code);
         if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
         }

@@ -168,7 +168,7 @@ const PART: &[&Param] = &[&DRY_RUN, &IDEMPOTENCY_KEY, &IF_MATCH, &FIELD_MANAGER,
 const REMOVE: &[&Param] = &[&DRY_RUN, &IDEMPOTENCY_KEY, &IF_MATCH, &FORCE];
 const READ: &[&Param] = &[&CONSISTENCY, &FIELDS, &IF_NONE_MATCH];
 const LIST: &[&Param] = &[&CONSISTENCY, &FIELDS, &LABEL_SELECTOR, &FIELD_SELECTOR, &LIMIT, &PAGE_TOKEN];
-const WATCH: &[&Param] = &[&KINDS, &NAME, &AFTER_REVISION, &LAST_EVENT_ID];
+const WATCH: &[&Param] = &[&KINDS, &NAME, &LABEL_SELECTOR, &FIELD_SELECTOR, &AFTER_REVISION, &LAST_EVENT_ID];
 
 /// The table.
 pub(super) fn routes() -> Vec<Route> {
