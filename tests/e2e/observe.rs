@@ -45,8 +45,9 @@ fn one_id_from_the_command_to_the_driver() -> anyhow::Result<()> {
     ensure!(ask(&metrics, "/healthz")?.0 == 200 && ask(&metrics, "/readyz")?.0 == 200, "it is up");
     ensure!(ask(&metrics, "/else")?.0 == 404, "nothing else is there");
 
-    site.ok(&["vm", "create", "web", "--driver", "test", "--start", "--wait"])?;
-    site.ok(&["vm", "reboot", "web", "--wait"])?;
+    site.ok(&["vm", "create", "web", "--driver", "test", "--start"])?;
+    site.wait_vm("web", "Running")?;
+    site.ok(&["vm", "reboot", "web"])?;
     let audit = site.ok(&["audit", "list", "-o", "json"])?;
     let lines = audit.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let id = |verb: &str, kind: &str| -> anyhow::Result<String> {
