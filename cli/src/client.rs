@@ -271,6 +271,7 @@ impl Fleet {
             kinds: kinds.iter().map(|kind| v1::Kind::from(*kind).into()).collect(),
             after_revision: after.0,
             name: name.to_owned(),
+            ..v1::WatchRequest::default()
         };
         let stream = self.call(async |mut client| client.watch(request.clone()).await).await?;
         Ok(Watch { fleet: self.clone(), request, stream })
