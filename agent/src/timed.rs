@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::error::DriverErrorKind;
-use dunlin_drivers::hypervisor::{DriverResult, Foreign, Guest, Launch, Notice, Presence};
+use dunlin_drivers::hypervisor::{Device, DeviceName, DriverResult, Foreign, Guest, Launch, Notice, Presence};
 use dunlin_model::capabilities::{DriverCapabilities, DriverName};
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::Sample;
@@ -105,6 +105,8 @@ verbs! {
     erase_log(vm: VmId) -> ();
     pause(vm: VmId) -> Guest;
     resume(vm: VmId) -> Guest;
+    plug(vm: VmId, device: Device) -> ();
+    unplug(vm: VmId, device: DeviceName) -> ();
     adopt_incarnation(vm: VmId, incarnation: Incarnation) -> ();
     save(vm: VmId, file: PathBuf) -> u64;
     migrate_out(vm: VmId, endpoint: Endpoint, limits: MigrationLimits) -> ();

@@ -100,6 +100,8 @@ fn config(id: HostId, data_dir: PathBuf) -> Config {
         uml: false,
         test: None,
         image_cache_mib: 0,
+        metrics_listen: None,
+        level: dunlin_model::Level::NEWEST,
         networks: BTreeMap::new(),
     }
 }
