@@ -61,7 +61,7 @@ pub(crate) const DOMAIN_XML: Target = Target {
 const CALL: &[u8] = b"\0\0\0\x38\x20\0\x80\x86\0\0\0\x01\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\
     \0\0\0\x01\0\0\0\x0eqemu:///system\0\0\0\0\0\0";
 const EVENT: &[u8] = b"\0\0\0\x44\x20\0\x80\x86\0\0\0\x01\0\0\x01\x3e\0\0\0\x02\0\0\0\0\0\0\0\0\
-    \0\0\0\x07\0\0\0\x03vm1\00123456789abcdef\0\0\0\x05\0\0\0\x02\0\0\0\0";
+    \0\0\0\x07\0\0\0\x03vm1\x000123456789abcdef\0\0\0\x05\0\0\0\x02\0\0\0\0";
 
 /// Frames of libvirt's protocol: one that was taken is the same bytes again, and its payload is read as whatever it may
 /// be: the arguments and the answer of its procedure, or its event.
