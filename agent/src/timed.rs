@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::error::DriverErrorKind;
-use dunlin_drivers::hypervisor::{Device, DeviceName, DriverResult, Foreign, Guest, Launch, Notice, Presence};
+use dunlin_drivers::hypervisor::{
+    Device, DeviceName, DriverResult, Foreign, Guest, Launch, Notice, Presence,
+};
 use dunlin_model::capabilities::{DriverCapabilities, DriverName};
 use dunlin_model::migration::{Endpoint, MigrationLimits};
 use dunlin_model::observed::Sample;

@@ -107,6 +107,7 @@ impl Process {
             endpoint: self.endpoint.clone(),
             send,
             disk_bytes: BTreeMap::new(),
+            layout: None,
             ever_ran: self.ever_ran,
             reboots: self.reboots,
             resumed_at_ms: self.resumed_at_ms,

@@ -171,6 +171,7 @@ impl World {
                 rack: None,
                 zone: None,
                 taints: Labels::new(),
+                resources: BTreeMap::new(),
             });
         }
     }
