@@ -1,6 +1,8 @@
 //! What users ask for, and how they insist: a request whose answer never came is sent again under its key, until it has
 //! one. Some are sent twice from the beginning.
 
+use std::collections::BTreeMap;
+
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
 use dunlin_model::task::{Act, TaskSpec};
