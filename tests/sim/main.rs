@@ -14,6 +14,8 @@
 //! Played, not real: consensus itself (its own tests are in `controller/src/raft`), TLS and HTTP, images, and what a
 //! certificate or a right forbids.
 
+#![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
+
 mod controllers;
 mod disk;
 mod faults;
@@ -34,8 +36,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub(crate) use world::World;
 use world::run;
 
-/// Seeds of an ordinary run: half a minute on two CPUs, unoptimised. `DUNLIN_SIM_SEEDS` asks for more (`make sim SEEDS=10000`), `DUNLIN_SIM_SEED` says where to
-/// begin: the seed of a failure alone replays it, and `DUNLIN_SIM_TRACE=1` tells what happens in it.
+/// Seeds of an ordinary run: half a minute on two CPUs, unoptimised. `DUNLIN_SIM_SEEDS` asks for more
+/// (`make sim SEEDS=10000`), `DUNLIN_SIM_SEED` says where to begin: the seed of a failure alone replays it, and
+/// `DUNLIN_SIM_TRACE=1` tells what happens in it.
 const SEEDS: u64 = 120;
 
 /// Seeds within which a broken part must be found.

@@ -256,9 +256,12 @@ impl World {
             }
             return;
         }
-        while carries {
+        loop {
             let Some(pipe) = self.pipe(host, line.controller, line.session) else { return };
-            let Some((_, message)) = pipe.down.pop_front_if(|(at, _)| *at <= now) else { break };
+            if !carries {
+                break;
+            }
+            let Some(message) = due(&mut pipe.down, now) else { break };
             if let Some(line) = &mut self.hosts[host].line {
                 line.heard_at = now;
             }
@@ -302,7 +305,7 @@ impl World {
             let Some(session) = self.controllers[c].seats.get(&id).map(|seat| seat.session) else { continue };
             while self.net.carries(Node::Host(host), Node::Controller(c)) {
                 let Some(pipe) = self.pipe(host, c, session) else { break };
-                let Some((_, message)) = pipe.up.pop_front_if(|(at, _)| *at <= now) else { break };
+                let Some(message) = due(&mut pipe.up, now) else { break };
                 if let Some(seat) = self.controllers[c].seats.get_mut(&id) {
                     seat.heard_at = now;
                 }
@@ -313,6 +316,12 @@ impl World {
             }
         }
     }
+}
+
+/// The next message, if it has come by now.
+fn due<T>(queue: &mut VecDeque<(u64, T)>, now: u64) -> Option<T> {
+    queue.front().filter(|(at, _)| *at <= now)?;
+    queue.pop_front().map(|(_, message)| message)
 }
 
 /// As the controller reads one.
