@@ -166,18 +166,18 @@ fn candidate() -> impl Strategy<Value = Candidate> {
     })
 }
 
-fn decision() -> impl Strategy<Value = Decision> {
+fn decision() -> BoxedStrategy<Decision> {
     let refusal =
         (words(), any::<u32>(), words()).prop_map(|(reason, hosts, text)| Refusal { reason, hosts, text });
-    (any::<u64>(), of(candidate()), of(candidate()), any::<u32>(), vec(refusal, 0..3)).prop_map(
-        |(revision, winner, runner_up, fitting, refused)| Decision {
+    (any::<u64>(), of(candidate()), of(candidate()), any::<u32>(), vec(refusal, 0..3))
+        .prop_map(|(revision, winner, runner_up, fitting, refused)| Decision {
             revision: Revision(revision),
             winner,
             runner_up,
             fitting,
             refused,
-        },
-    )
+        })
+        .boxed()
 }
 
 fn effect() -> impl Strategy<Value = Effect> {
@@ -201,7 +201,7 @@ fn grounds() -> impl Strategy<Value = Grounds> {
     )
 }
 
-pub(crate) fn recommendation() -> impl Strategy<Value = Recommendation> {
+pub(crate) fn recommendation() -> BoxedStrategy<Recommendation> {
     let ends = (uuid(), name(), uuid(), name());
     let spec = (uuid(), name(), ends, any::<u32>(), grounds()).prop_map(
         |(vm, vm_name, (from, from_name, to, to_name), wave, grounds)| RecommendationSpec {
@@ -225,79 +225,74 @@ pub(crate) fn recommendation() -> impl Strategy<Value = Recommendation> {
         (select(phases), time(), of(uuid()), words()).prop_map(|(phase, since, migration, message)| {
             RecommendationStatus { phase, since, migration: migration.map(MigrationId), message }
         });
-    resource(dunlin_model::RecommendationId, spec, status)
+    resource(dunlin_model::RecommendationId, spec, status).boxed()
 }
 
 fn power() -> impl Strategy<Value = Power> {
     select(vec![Power::Stopped, Power::Running, Power::Paused])
 }
 
-pub(crate) fn vm_spec() -> impl Strategy<Value = VmSpec> {
+pub(crate) fn vm_spec() -> BoxedStrategy<VmSpec> {
     let machine = select(vec![MachineType::Q35, MachineType::Pc, MachineType::Microvm]);
-    machine.prop_flat_map(|machine| {
-        let size = (power(), 1u32..=288, 16u64..=4 << 20);
-        let how = (
-            // A guest of another driver cannot have all that is drawn here.
-            select(vec![DriverName::Qemu, DriverName::Test, DriverName::Libvirt]),
-            select(vec![AccelChoice::Any, AccelChoice::Kvm, AccelChoice::Tcg]),
-            select(vec![Arch::X86_64, Arch::I686]),
-            "[a-z0-9+,=-]{0,12}",
-            select(vec![RestartPolicy::Never, RestartPolicy::OnCrash]),
-        );
-        let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
-        let prefers = btree_map("[a-z]{1,4}=[a-z]{0,4}", 1u32..=100, 0..3);
-        let placement =
-            (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers, resources()).prop_map(
-                |(host, host_labels, apart_from, rules, tolerates, prefers, resources)| Placement {
-                    host,
-                    host_labels,
-                    apart_from,
-                    rules,
-                    tolerates,
-                    prefers,
-                    resources,
+    machine
+        .prop_flat_map(|machine| {
+            let size = (power(), 1u32..=288, 16u64..=4 << 20);
+            let how = (
+                // A guest of another driver cannot have all that is drawn here.
+                select(vec![DriverName::Qemu, DriverName::Test, DriverName::Libvirt]),
+                select(vec![AccelChoice::Any, AccelChoice::Kvm, AccelChoice::Tcg]),
+                select(vec![Arch::X86_64, Arch::I686]),
+                "[a-z0-9+,=-]{0,12}",
+                select(vec![RestartPolicy::Never, RestartPolicy::OnCrash]),
+            );
+            let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
+            let prefers = btree_map("[a-z]{1,4}=[a-z]{0,4}", 1u32..=100, 0..3);
+            let placement =
+                (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers, resources())
+                    .prop_map(|(host, host_labels, apart_from, rules, tolerates, prefers, resources)| {
+                        Placement { host, host_labels, apart_from, rules, tolerates, prefers, resources }
+                    });
+            let sim = any::<(u64, u64, u32, u32, u64)>().prop_map(
+                |(boot_ms, dirty_mib_s, cpu_percent, fault_ppm, seed)| SimSpec {
+                    boot_ms,
+                    dirty_mib_s,
+                    cpu_percent,
+                    fault_ppm,
+                    seed,
                 },
             );
-        let sim = any::<(u64, u64, u32, u32, u64)>().prop_map(
-            |(boot_ms, dirty_mib_s, cpu_percent, fault_ppm, seed)| SimSpec {
-                boot_ms,
-                dirty_mib_s,
-                cpu_percent,
-                fault_ppm,
-                seed,
-            },
-        );
-        (size, how, parts, placement, of(sim), name()).prop_map(
-            move |(size, how, parts, placement, sim, project)| {
-                let (power, cpus, mem_mib) = size;
-                let (driver, accel, arch, cpu_model, restart) = how;
-                let (boot, mut disks, nics, vnc) = parts;
-                let mut seen = BTreeSet::new();
-                disks.retain(|disk| seen.insert(disk.name.clone()));
-                VmSpec {
-                    project,
-                    power,
-                    cpus,
-                    mem_mib,
-                    driver,
-                    accel,
-                    arch,
-                    machine,
-                    cpu_model,
-                    boot,
-                    disks,
-                    nics,
-                    vnc,
-                    restart,
-                    placement,
-                    sim,
-                }
-            },
-        )
-    })
+            (size, how, parts, placement, of(sim), name()).prop_map(
+                move |(size, how, parts, placement, sim, project)| {
+                    let (power, cpus, mem_mib) = size;
+                    let (driver, accel, arch, cpu_model, restart) = how;
+                    let (boot, mut disks, nics, vnc) = parts;
+                    let mut seen = BTreeSet::new();
+                    disks.retain(|disk| seen.insert(disk.name.clone()));
+                    VmSpec {
+                        project,
+                        power,
+                        cpus,
+                        mem_mib,
+                        driver,
+                        accel,
+                        arch,
+                        machine,
+                        cpu_model,
+                        boot,
+                        disks,
+                        nics,
+                        vnc,
+                        restart,
+                        placement,
+                        sim,
+                    }
+                },
+            )
+        })
+        .boxed()
 }
 
-fn vm_status() -> impl Strategy<Value = VmStatus> {
+fn vm_status() -> BoxedStrategy<VmStatus> {
     let phases = vec![
         VmPhase::Stopped,
         VmPhase::Pending,
@@ -325,32 +320,34 @@ fn vm_status() -> impl Strategy<Value = VmStatus> {
         of(built()),
         vec(words(), 0..3),
     );
-    (select(phases), ids, counts, seen, time()).prop_map(|(phase, ids, counts, seen, since)| {
-        let (host, host_name, volumes_on, migration, task, last_host) = ids;
-        let (incarnation, continues, restarts) = counts;
-        let (reason, message, pid, vnc, saved, chosen, built, pending) = seen;
-        VmStatus {
-            phase,
-            host: host.map(dunlin_model::HostId),
-            host_name,
-            volumes_on: volumes_on.map(dunlin_model::HostId),
-            incarnation,
-            continues,
-            reason,
-            message,
-            pid,
-            vnc,
-            saved,
-            migration: migration.map(MigrationId),
-            task: task.map(dunlin_model::TaskId),
-            chosen,
-            restarts,
-            since,
-            last_host: last_host.map(dunlin_model::HostId),
-            built,
-            pending,
-        }
-    })
+    (select(phases), ids, counts, seen, time())
+        .prop_map(|(phase, ids, counts, seen, since)| {
+            let (host, host_name, volumes_on, migration, task, last_host) = ids;
+            let (incarnation, continues, restarts) = counts;
+            let (reason, message, pid, vnc, saved, chosen, built, pending) = seen;
+            VmStatus {
+                phase,
+                host: host.map(dunlin_model::HostId),
+                host_name,
+                volumes_on: volumes_on.map(dunlin_model::HostId),
+                incarnation,
+                continues,
+                reason,
+                message,
+                pid,
+                vnc,
+                saved,
+                migration: migration.map(MigrationId),
+                task: task.map(dunlin_model::TaskId),
+                chosen,
+                restarts,
+                since,
+                last_host: last_host.map(dunlin_model::HostId),
+                built,
+                pending,
+            }
+        })
+        .boxed()
 }
 
 fn resource<Id: std::fmt::Debug, S: std::fmt::Debug, T: std::fmt::Debug>(
@@ -361,8 +358,8 @@ fn resource<Id: std::fmt::Debug, S: std::fmt::Debug, T: std::fmt::Debug>(
     (metadata(make), spec, status).prop_map(|(metadata, spec, status)| Resource { metadata, spec, status })
 }
 
-pub(crate) fn vm() -> impl Strategy<Value = Vm> {
-    resource(dunlin_model::VmId, vm_spec(), vm_status())
+pub(crate) fn vm() -> BoxedStrategy<Vm> {
+    resource(dunlin_model::VmId, vm_spec(), vm_status()).boxed()
 }
 
 fn drivers() -> Vec<DriverName> {
@@ -425,7 +422,7 @@ fn capabilities() -> impl Strategy<Value = HostCapabilities> {
     )
 }
 
-pub(crate) fn host() -> impl Strategy<Value = Host> {
+pub(crate) fn host() -> BoxedStrategy<Host> {
     let spec = (any::<bool>(), of(name()), of(name()), tolerated(), resources()).prop_map(
         |(cordoned, rack, zone, taints, resources)| HostSpec { cordoned, rack, zone, taints, resources },
     );
@@ -442,7 +439,7 @@ pub(crate) fn host() -> impl Strategy<Value = Host> {
             message,
         },
     );
-    resource(dunlin_model::HostId, spec, status)
+    resource(dunlin_model::HostId, spec, status).boxed()
 }
 
 fn limits() -> impl Strategy<Value = MigrationLimits> {
@@ -466,7 +463,7 @@ fn migration_phase() -> impl Strategy<Value = MigrationPhase> {
     select(vec![Planned, Reserved, Prepared, Copying, Switching, Done, Aborting, Aborted])
 }
 
-pub(crate) fn migration() -> impl Strategy<Value = Migration> {
+pub(crate) fn migration() -> BoxedStrategy<Migration> {
     let cause = select(vec![MigrationCause::User, MigrationCause::Drain, MigrationCause::Balance]);
     let spec = (uuid(), name(), of(name()), cause, limits(), of(grounds())).prop_map(
         |(vm, vm_name, to, cause, limits, grounds)| MigrationSpec {
@@ -520,7 +517,7 @@ pub(crate) fn migration() -> impl Strategy<Value = Migration> {
                 }
             },
         );
-    resource(MigrationId, spec, status)
+    resource(MigrationId, spec, status).boxed()
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -531,7 +528,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-pub(crate) fn task() -> impl Strategy<Value = Task> {
+pub(crate) fn task() -> BoxedStrategy<Task> {
     let spec = (act(), select(Kind::ALL.to_vec()), uuid(), name())
         .prop_map(|(act, kind, uid, name)| TaskSpec { act, kind, uid, name });
     let phases = vec![
@@ -563,7 +560,7 @@ pub(crate) fn task() -> impl Strategy<Value = Task> {
             ended,
         },
     );
-    resource(dunlin_model::TaskId, spec, status)
+    resource(dunlin_model::TaskId, spec, status).boxed()
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -603,7 +600,7 @@ fn images() -> impl Strategy<Value = BTreeMap<Name, ImageSpec>> {
     btree_map(name(), image, 0..3)
 }
 
-pub(crate) fn desired() -> impl Strategy<Value = DesiredSet> {
+pub(crate) fn desired() -> BoxedStrategy<DesiredSet> {
     let assignment = (uuid(), name(), incarnation(), of(incarnation()), vm_spec(), role(), of(built()))
         .prop_map(|(vm, name, incarnation, continues, spec, role, built)| Assignment {
             vm: dunlin_model::VmId(vm),
@@ -623,13 +620,13 @@ pub(crate) fn desired() -> impl Strategy<Value = DesiredSet> {
             cancel,
         },
     );
-    (uuid(), any::<u64>(), vec(assignment, 0..4), vec(order, 0..3), images()).prop_map(
-        |(host, generation, assignments, acts, images)| DesiredSet {
+    (uuid(), any::<u64>(), vec(assignment, 0..4), vec(order, 0..3), images())
+        .prop_map(|(host, generation, assignments, acts, images)| DesiredSet {
             host: dunlin_model::HostId(host),
             generation: Revision(generation),
             assignments,
             acts,
             images,
-        },
-    )
+        })
+        .boxed()
 }

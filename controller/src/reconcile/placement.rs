@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::vm::{Power, Vm, VmPhase};
 use dunlin_model::{HostId, Timestamp};
-use dunlin_scheduler::{Snapshot, place, place_with_spare};
+use dunlin_scheduler::{Request, Snapshot, place, place_with_spare};
 use dunlin_state::{Command, MigrationEvent, State};
 
 use super::observed::Sight;
@@ -48,6 +48,16 @@ fn bind(snapshot: &mut Snapshot, vm: &Vm, commands: &mut Vec<Command>) {
     let (reason, message) = (decision.reason(), decision.explain());
     if vm.status.reason != reason || vm.status.message != message {
         commands.push(Command::ExplainPending { vm: uid, generation, reason, message });
+    }
+}
+
+/// Why nowhere is left, in a word and in full: hosts that fit may only be busy.
+fn no_destination(snapshot: &Snapshot, mut request: Request, budget: usize) -> (String, String) {
+    request.closed.clear();
+    let decision = place(snapshot, &request);
+    match decision.host() {
+        Some(_) => ("Budget".to_owned(), format!("every host that fits is in {budget} migrations already")),
+        None => (decision.reason(), decision.explain()),
     }
 }
 
@@ -102,12 +112,8 @@ fn reserve_all(
             snapshot.hosts().filter(|(_, row)| !free(&busy, row.uid)).map(|(host, _)| host).collect();
         let decision = place(snapshot, &request);
         let Some((host, seat)) = decision.host().zip(decision.seat()) else {
-            request.closed.clear();
-            let decision = place(snapshot, &request);
-            match decision.host() {
-                Some(_) => wait("Budget", format!("every host that fits is in {budget} migrations already")),
-                None => wait(&decision.reason(), decision.explain()),
-            }
+            let (reason, message) = no_destination(snapshot, request, budget);
+            wait(&reason, message);
             continue;
         };
         snapshot.accept(&request, seat);
@@ -118,11 +124,7 @@ fn reserve_all(
             vm_generation: vm.metadata.generation,
             vm_incarnation: vm.status.incarnation,
             why: Some(record::boxed(&decision)),
-            disk_bytes: source
-                .vms
-                .get(&vm.metadata.uid)
-                .map(|seen| seen.disk_bytes.clone())
-                .unwrap_or_default(),
+            disk_bytes: seen.map(|seen| seen.disk_bytes.clone()).unwrap_or_default(),
         };
         commands.push(Command::Migrate { migration: uid, event });
     }

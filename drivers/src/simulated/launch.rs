@@ -206,6 +206,7 @@ fn fresh(host: &Host, table: &Table, launch: Launch) -> DriverResult<Record> {
             (first, State::Incoming { listen, receiving: false })
         }
     };
+    let nics = (0..launch.nics.len()).collect();
     let disks = launch.disks.iter().enumerate().map(|(index, disk)| SimDisk {
         name: disk.name.clone(),
         path: disk.path.clone(),
@@ -219,6 +220,7 @@ fn fresh(host: &Host, table: &Table, launch: Launch) -> DriverResult<Record> {
         incarnation: launch.incarnation,
         mem_mib: spec.mem_mib,
         disks: disks.collect(),
+        nics,
         sim,
         vnc,
         state,

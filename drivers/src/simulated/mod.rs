@@ -8,6 +8,7 @@
 //! Entry point: [`SimDriver::open`].
 
 mod console;
+mod device;
 mod fault;
 mod launch;
 mod receive;
@@ -35,7 +36,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::error::{DriverError, DriverErrorKind};
-use crate::hypervisor::{DriverResult, Guest, Hypervisor, Launch, Notice};
+use crate::hypervisor::{Device, DeviceName, DriverResult, Guest, Hypervisor, Launch, Notice};
 pub use record::Memory;
 use record::{Record, Saving, Sending, Stage, State};
 use table::{Host, failed, now_ms};
@@ -66,14 +67,14 @@ impl SimConfig {
     /// A host of 16 CPUs and 64 GiB that can do everything, on loopback.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        use DriverPower::{Console, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown, Vnc};
+        use DriverPower::{Console, HotPlug, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown, Vnc};
         Self {
             dir: dir.into(),
             cpus: 16,
             mem_mib: 64 << 10,
             listen: "127.0.0.1".to_owned(),
             bandwidth_mib_s: 1024,
-            powers: [Pause, Shutdown, Reset, Save, Migrate, MigrateStorage, Console, Vnc].into(),
+            powers: [Pause, Shutdown, Reset, Save, Migrate, MigrateStorage, Console, Vnc, HotPlug].into(),
         }
     }
 }
@@ -385,6 +386,24 @@ impl Hypervisor for SimDriver {
         let (_, guest) = resumed?;
         launch::attend_power_off(&self.host, vm);
         Ok(guest)
+    }
+
+    async fn plug(&self, vm: VmId, device: Device) -> DriverResult<()> {
+        self.power(DriverPower::HotPlug, "plug")?;
+        let plugged = self.change(vm, "plug", |record, _| {
+            free(record, "plug")?;
+            device::plug(record, &device).then_some(()).ok_or_else(|| refused("plug", record))
+        });
+        plugged.map(drop)
+    }
+
+    async fn unplug(&self, vm: VmId, device: DeviceName) -> DriverResult<()> {
+        self.power(DriverPower::HotPlug, "unplug")?;
+        let unplugged = self.change(vm, "unplug", |record, _| {
+            free(record, "unplug")?;
+            device::unplug(record, &device).then_some(()).ok_or_else(|| refused("unplug", record))
+        });
+        unplugged.map(drop)
     }
 
     async fn adopt_incarnation(&self, vm: VmId, incarnation: Incarnation) -> DriverResult<()> {

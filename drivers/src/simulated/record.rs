@@ -13,6 +13,7 @@ use dunlin_model::observed::EndCause;
 use dunlin_model::vm::SimSpec;
 use dunlin_model::{Incarnation, Name, VmId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Version of the record's file format.
@@ -28,6 +29,9 @@ pub(super) struct Record {
     pub(super) mem_mib: u64,
     pub(super) sim: SimSpec,
     pub(super) disks: Vec<SimDisk>,
+    /// The places of its NICs.
+    #[serde(default)]
+    pub(super) nics: BTreeSet<usize>,
     pub(super) vnc: Option<String>,
     pub(super) state: State,
     pub(super) ever_ran: bool,

@@ -98,8 +98,8 @@ async fn conforms() {
 #[tokio::test]
 async fn conforms_without_powers() {
     // A host without powers refuses their verbs as Unsupported and still starts, lists and destroys guests.
-    use DriverPower::{Console, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown};
-    let lacking = vec![Console, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown];
+    use DriverPower::{Console, HotPlug, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown};
+    let lacking = vec![Console, HotPlug, Migrate, MigrateStorage, Pause, Reset, Save, Shutdown];
     let report = conformance::suite(&SimFixture::new(lacking)).await.unwrap();
     println!("{report}");
     assert_eq!(report.failures().count(), 0);

@@ -5,6 +5,8 @@ use proptest::prelude::Strategy;
 
 use super::{vm_spec, words};
 
-pub(super) fn built() -> impl Strategy<Value = Built> {
-    (vm_spec(), words(), words()).prop_map(|(spec, layout, note)| Built { layout, note, ..Built::of(&spec) })
+pub(super) fn built() -> BoxedStrategy<Built> {
+    (vm_spec(), words(), words())
+        .prop_map(|(spec, layout, note)| Built { layout, note, ..Built::of(&spec) })
+        .boxed()
 }

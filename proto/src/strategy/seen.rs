@@ -49,7 +49,7 @@ fn send_state() -> impl Strategy<Value = SendState> {
     ]
 }
 
-pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
+pub(crate) fn observed() -> BoxedStrategy<ObservedVm> {
     let receive = prop_oneof![
         Just(ReceiveState::Preparing),
         endpoint().prop_map(ReceiveState::Ready),
@@ -69,23 +69,26 @@ pub(crate) fn observed() -> impl Strategy<Value = ObservedVm> {
     );
     let sides =
         (of((uuid().prop_map(MigrationId), receive)), of((uuid().prop_map(MigrationId), send_state())));
-    (who, seen, sides).prop_map(|((vm, name, incarnation), seen, (receive, send))| {
-        let (process, has_volumes, pid, vnc, saved, resumed_at_ms, disk_bytes, built) = seen;
-        let saved = saved.map(|(path, size_bytes, incarnation)| SavedFile { path, size_bytes, incarnation });
-        ObservedVm {
-            vm: dunlin_model::VmId(vm),
-            name,
-            incarnation,
-            process,
-            has_volumes,
-            pid,
-            vnc,
-            saved,
-            resumed_at_ms,
-            disk_bytes,
-            built,
-            receive,
-            send,
-        }
-    })
+    (who, seen, sides)
+        .prop_map(|((vm, name, incarnation), seen, (receive, send))| {
+            let (process, has_volumes, pid, vnc, saved, resumed_at_ms, disk_bytes, built) = seen;
+            let saved =
+                saved.map(|(path, size_bytes, incarnation)| SavedFile { path, size_bytes, incarnation });
+            ObservedVm {
+                vm: dunlin_model::VmId(vm),
+                name,
+                incarnation,
+                process,
+                has_volumes,
+                pid,
+                vnc,
+                saved,
+                resumed_at_ms,
+                disk_bytes,
+                built,
+                receive,
+                send,
+            }
+        })
+        .boxed()
 }
