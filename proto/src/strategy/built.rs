@@ -1,7 +1,7 @@
 //! A machine as it stands beside its spec.
 
 use dunlin_model::vm::Built;
-use proptest::prelude::Strategy;
+use proptest::prelude::{BoxedStrategy, Strategy};
 
 use super::{vm_spec, words};
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{FromRequestParts as _, Query, RawPathParams, Request};
 use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use dunlin_model::{ErrorCode, Invalid, Kind};
 use dunlin_proto::{Fault, document, v1};
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tonic::metadata::MetadataMap;
@@ -18,6 +19,10 @@ use crate::api::call::CALL_DEADLINE;
 
 /// Largest JSON body taken, bytes: an object with every device is some 10 KiB.
 pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// So much of a body that is too large is read all the same, and thrown away: whoever still sends when the connection is
+/// closed on him may see a broken pipe instead of the refusal. Who sends more than this has it coming.
+const DISCARDED_BYTES_MAX: usize = 8 << 20;
 
 /// A request.
 #[derive(Debug)]
@@ -159,16 +164,10 @@ impl Incoming {
 
     /// Its body as JSON.
     pub(super) async fn json(&mut self) -> Result<Value, Refused> {
-        let whole = tokio::time::timeout(CALL_DEADLINE, to_bytes(self.take_body(), BODY_BYTES_MAX)).await;
-        let late = |_| Fault::new(ErrorCode::Deadline, "the body did not come in time; nothing was done");
-        let bytes = whole.map_err(late)?.map_err(|e| {
-            let source = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-            if source.contains("length limit") {
-                Fault::new(ErrorCode::TooLarge, format!("the body is larger than {BODY_BYTES_MAX} bytes"))
-            } else {
-                Fault::new(ErrorCode::InvalidArgument, format!("the body broke off: {e}"))
-            }
-        })?;
+        let whole = tokio::time::timeout(CALL_DEADLINE, gather(self.take_body())).await;
+        let bytes = whole.map_err(|_| {
+            Fault::new(ErrorCode::Deadline, "the body did not come in time; nothing was done")
+        })??;
         let wrong = |e: serde_json::Error| Invalid::new("body", format!("is no JSON: {e}"), "a JSON object");
         Ok(serde_json::from_slice(&bytes).map_err(wrong)?)
     }
@@ -202,4 +201,28 @@ fn known(route: &Route, name: &str) -> Result<(), Invalid> {
         return Ok(());
     }
     Err(Invalid::new(name, "there is no such parameter here", document::choices(name, &params)))
+}
+
+/// The whole body, or why not.
+async fn gather(body: Body) -> Result<Vec<u8>, Fault> {
+    let (mut chunks, mut bytes, mut size) = (body.into_data_stream(), Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|e| Fault::new(ErrorCode::InvalidArgument, format!("the body broke off: {e}")))?;
+        size = size.saturating_add(chunk.len());
+        if size <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&chunk);
+        } else if size > DISCARDED_BYTES_MAX {
+            break;
+        } else {
+            bytes = Vec::new();
+        }
+    }
+    if size > BODY_BYTES_MAX {
+        return Err(Fault::new(
+            ErrorCode::TooLarge,
+            format!("the body is larger than {BODY_BYTES_MAX} bytes"),
+        ));
+    }
+    Ok(bytes)
 }
