@@ -3,6 +3,13 @@
 use super::record::{Record, SimDisk, State};
 use crate::hypervisor::{Device, DeviceName};
 
+/// Where its devices sit.
+pub(super) fn layout(record: &Record) -> String {
+    let disks: Vec<&str> = record.disks.iter().map(|disk| disk.name.as_str()).collect();
+    let nics: Vec<String> = record.nics.iter().map(ToString::to_string).collect();
+    format!("disks {}; NICs {}", disks.join(", "), nics.join(", "))
+}
+
 /// Gives it the device, unless it has it. False in a state in which nothing can be plugged in.
 pub(super) fn plug(record: &mut Record, device: &Device) -> bool {
     if !matches!(record.state, State::Running | State::Paused) {
@@ -13,10 +20,11 @@ pub(super) fn plug(record: &mut Record, device: &Device) -> bool {
             let bytes = std::fs::metadata(&disk.path).map_or(0, |file| file.len());
             let (name, path) = (disk.name.clone(), disk.path.clone());
             record.disks.push(SimDisk { name, path, bytes, shared: disk.shared });
+            record.refitted = true;
         }
         Device::Disk(_) => {}
         Device::Nic { index, .. } => {
-            record.nics.insert(*index);
+            record.refitted |= record.nics.insert(*index);
         }
     }
     true
@@ -31,6 +39,7 @@ pub(super) fn unplug(record: &mut Record, device: &DeviceName) -> bool {
     if !has || record.state != State::Running {
         return !has;
     }
+    record.refitted = true;
     match device {
         DeviceName::Disk(name) => record.disks.retain(|disk| disk.name != *name),
         DeviceName::Nic(index) => {

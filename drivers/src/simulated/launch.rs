@@ -221,6 +221,7 @@ fn fresh(host: &Host, table: &Table, launch: Launch) -> DriverResult<Record> {
         mem_mib: spec.mem_mib,
         disks: disks.collect(),
         nics,
+        refitted: launch.layout.is_some(),
         sim,
         vnc,
         state,

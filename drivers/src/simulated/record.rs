@@ -32,6 +32,9 @@ pub(super) struct Record {
     /// The places of its NICs.
     #[serde(default)]
     pub(super) nics: BTreeSet<usize>,
+    /// Its devices are not those of a fresh start.
+    #[serde(default)]
+    pub(super) refitted: bool,
     pub(super) vnc: Option<String>,
     pub(super) state: State,
     pub(super) ever_ran: bool,

@@ -21,6 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::SimConfig;
+use super::device;
 use super::fault::Draw;
 use super::record::{RECORD_VERSION, Record, Stage, State};
 use crate::error::{DriverError, DriverErrorKind};
@@ -87,7 +88,7 @@ impl Entry {
             }),
             // Nothing reads or writes the disks of a simulated guest.
             disk_bytes: std::collections::BTreeMap::new(),
-            layout: None,
+            layout: record.refitted.then(|| device::layout(record)),
             ever_ran: record.ever_ran,
             reboots: record.reboots,
             resumed_at_ms: record.running_since_ms,
