@@ -1,5 +1,7 @@
 //! What is reported of one VM: the guest as its driver sees it, and beside it what only the journal knows. Pure.
 
+use std::collections::BTreeMap;
+
 use dunlin_drivers::hypervisor::{Guest, Run, Send};
 use dunlin_model::desired::{Assignment, Role, SendStep};
 use dunlin_model::observed::{ActReport, ObservedVm, Process, ReceiveState, SavedFile, SendState};
@@ -52,7 +54,7 @@ pub(crate) fn observe(
             size_bytes: saved.size_bytes,
             incarnation: saved.incarnation,
         }),
-        built: guest.and_then(|guest| built_of(record, guest)),
+        built: guest.and_then(|guest| built_of(record, desired, guest)),
         disk_bytes: guest.map(|guest| guest.disk_bytes.clone()).unwrap_or_default(),
         resumed_at_ms: guest.and_then(|guest| guest.resumed_at_ms),
         receive: receive_of(record, guest).filter(|_| away.is_none()),
@@ -61,17 +63,21 @@ pub(crate) fn observe(
 }
 
 /// How its process is built, where that is not what its spec asks for and a fresh start would give.
-fn built_of(record: &Record, guest: &Guest) -> Option<Built> {
+fn built_of(record: &Record, desired: Option<&Assignment>, guest: &Guest) -> Option<Built> {
     let has_ended = matches!(guest.run, Run::Ended(..));
     let (built, assignment) = (record.built.as_ref().filter(|_| !has_ended)?, record.assignment.as_ref()?);
+    // What was told counts, journalled or not: the report says that it was taken in. Nothing of it has been tried yet.
+    let spec = desired.map_or(&assignment.spec, |desired| &desired.spec);
+    let untried = BTreeMap::new();
+    let stuck = if *spec == assignment.spec { &record.stuck } else { &untried };
     let layout = guest.layout.clone().unwrap_or_default();
-    let pending = built.pending(&assignment.spec);
+    let pending = built.pending(spec);
     if pending.is_empty() && layout.is_empty() {
         return None;
     }
-    let under_way = refit::next(built, &assignment.spec, &record.stuck).map(|change| change.field());
+    let under_way = refit::next(built, spec, stuck).map(|change| change.field());
     let waits = pending.iter().filter(|field| under_way.as_ref() != Some(*field)).map(|field| {
-        let why = record.stuck.get(field).map_or("follows at the next start", String::as_str);
+        let why = stuck.get(field).map_or("follows at the next start", String::as_str);
         format!("{field}: {why}")
     });
     // What comes after the change under way has not been tried yet either.

@@ -259,3 +259,25 @@ fn saved_memory_is_kept_until_it_is_used() {
     record.saved = saved(5);
     check(&record, run_as(Power::Running, false), Some(&running), ".");
 }
+
+/// A spec that was told and is not in the journal yet is reported as pending: the report says that it was taken in.
+#[test]
+fn what_was_told_is_pending_at_once() {
+    let before = told(run_as(Power::Running, false), None);
+    let mut record = record_of(&before, None, false);
+    record.built = Some(dunlin_model::vm::Built::of(&before.spec));
+    let running = guest(5, Run::Running, None);
+    let built = |record: &Record, told: &Assignment| {
+        let seen = super::super::observe::observe(record, Some(told), Some(&running), None, None);
+        seen.and_then(|seen| seen.built).map(|built| built.note)
+    };
+    assert_eq!(built(&record, &before), None, "it is as its spec says");
+    let mut after = before.clone();
+    after.spec.cpus = 2;
+    record.stuck = [("disks[vdb]".to_owned(), "of the spec before".to_owned())].into();
+    assert_eq!(built(&record, &after).as_deref(), Some("cpus: follows at the next start"));
+    let user = dunlin_model::vm::NicNetwork::User;
+    after.spec = VmSpec { cpus: 1, ..after.spec };
+    after.spec.nics.push(dunlin_model::vm::Nic { mac: None, model: Default::default(), network: user });
+    assert_eq!(built(&record, &after).as_deref(), Some(""), "it is about to be given a NIC");
+}
