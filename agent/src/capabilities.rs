@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_model::capabilities::HostCapabilities;
+use dunlin_model::capabilities::{HostCapabilities, IMAGES_TOLD_MAX};
 
 use crate::host::Host;
 
@@ -35,8 +35,16 @@ pub(crate) fn look(host: &Host) -> HostCapabilities {
         disk_free_mib: disk_free_mib - disk_free_mib % DISK_STEP_MIB,
         address: host.config.address.clone(),
         networks,
+        images: images_of(host),
         drivers: host.probes.borrow().values().cloned().collect(),
     }
+}
+
+/// The images used last. None when the folder cannot be read: they are a preference, not a promise.
+fn images_of(host: &Host) -> BTreeSet<String> {
+    let mut whole: Vec<_> = host.images.whole().unwrap_or_default();
+    whole.sort_by_key(|image| std::cmp::Reverse(image.used));
+    whole.into_iter().take(IMAGES_TOLD_MAX).map(|image| image.sha256).collect()
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -123,11 +123,20 @@ impl Images {
 
     /// Everything in the folder. What is half fetched counts as the image it is to be.
     pub(crate) fn cached(&self) -> io::Result<Vec<Cached>> {
+        self.listed(|name| name.split('.').next())
+    }
+
+    /// The images whose bytes are all here.
+    pub(crate) fn whole(&self) -> io::Result<Vec<Cached>> {
+        self.listed(|name| (!name.contains('.')).then_some(name))
+    }
+
+    fn listed(&self, image: impl Fn(&str) -> Option<&str>) -> io::Result<Vec<Cached>> {
         let mut cached = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
-            let Some(sha256) = name.to_str().and_then(|name| name.split('.').next()) else { continue };
+            let Some(sha256) = name.to_str().and_then(&image) else { continue };
             match entry.metadata().and_then(|meta| Ok((meta.len(), meta.modified()?))) {
                 Ok((size_bytes, used)) => cached.push(Cached { sha256: sha256.to_owned(), size_bytes, used }),
                 // It has been given its name, or was thrown away, since the folder was read.

@@ -402,8 +402,9 @@ fn driver() -> impl Strategy<Value = DriverCapabilities> {
 fn capabilities() -> impl Strategy<Value = HostCapabilities> {
     let texts = (words(), words(), words(), words(), words());
     let sizes = any::<(u32, u64, u64)>();
-    (texts, btree_set("[a-z0-9]{1,6}", 0..4), sizes, labels(), vec(driver(), 0..3)).prop_map(
-        |(texts, cpu_features, (cpus, mem_mib, disk_free_mib), networks, drivers)| {
+    let images = btree_set("[0-9a-f]{64}", 0..3);
+    (texts, btree_set("[a-z0-9]{1,6}", 0..4), sizes, labels(), images, vec(driver(), 0..3)).prop_map(
+        |(texts, cpu_features, (cpus, mem_mib, disk_free_mib), networks, images, drivers)| {
             let (hostname, arch, kernel, cpu_model, address) = texts;
             HostCapabilities {
                 hostname,
@@ -416,6 +417,7 @@ fn capabilities() -> impl Strategy<Value = HostCapabilities> {
                 disk_free_mib,
                 address,
                 networks,
+                images,
                 drivers,
             }
         },

@@ -4,10 +4,11 @@ use dunlin_model::capabilities::{
     Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
 };
 use dunlin_model::cluster::{BalanceMode, BalanceSpec, ClusterSpec};
+use dunlin_model::image::{ImageFormat, ImageSpec};
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome};
 use dunlin_model::observed::Sample;
-use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Role, Timestamp, VmId};
+use dunlin_model::vm::{DiskSource, Power, VmSpec};
+use dunlin_model::{ClusterId, HostId, ImageId, Labels, MigrationId, Role, Timestamp, VmId};
 use dunlin_state::{Command, MigrationEvent, Seen, Stamp, State, Write, apply, invariant};
 use uuid::Uuid;
 
@@ -273,4 +274,33 @@ fn idle_guests_free_hosts() {
         let host = fleet.state.host_named(name).unwrap().metadata.uid;
         assert_eq!(fleet.state.host_vms(host).count(), 0, "{name}");
     }
+}
+
+/// Of hosts that are as good as each other, the one that has the image already gets the VM.
+#[test]
+fn an_image_that_is_there_decides_between_equals() {
+    let mut fleet = Fleet::seated(BalanceMode::Off, |number| number);
+    let spec = ImageSpec {
+        format: ImageFormat::Raw,
+        sha256: "ab".repeat(32),
+        size_bytes: 512,
+        source: "debian.raw".to_owned(),
+    };
+    let (uid, labels) = (ImageId(Uuid::from_u128(7)), Labels::new());
+    fleet.write(Write::CreateImage { uid, name: "debian".parse().unwrap(), labels: labels.clone(), spec });
+    let image = DiskSource::Image("debian".parse().unwrap());
+    let disk = serde_json::from_value(serde_json::json!({ "name": "vda", "source": image })).unwrap();
+    let spec = VmSpec { disks: vec![disk], ..VmSpec::new(256) };
+    fleet.write(Write::CreateVm { uid: vm(9), own_uid: false, name: "v9".parse().unwrap(), labels, spec });
+    let chosen = |fleet: &Fleet| {
+        let mut snapshot = super::mirror::of(&fleet.state, &fleet.observed, Timestamp(fleet.now));
+        let request = snapshot.start(fleet.state.vm(vm(9)).unwrap());
+        let decision = dunlin_scheduler::place(&snapshot, &request);
+        decision.host().unwrap()
+    };
+    assert_eq!(chosen(&fleet), host(0), "the first of equals");
+    let known = fleet.state.host(host(2)).unwrap().status.capabilities.clone();
+    let capabilities = HostCapabilities { images: ["ab".repeat(32)].into(), ..known };
+    fleet.ok(&Command::SetCapabilities { host: host(2), session: 1, capabilities });
+    assert_eq!(chosen(&fleet), host(2));
 }

@@ -1,7 +1,7 @@
 //! The fleet as the scheduler sees it, from the replicated state and what the hosts report.
 
 use dunlin_model::migration::{MigrationOutcome, MigrationPhase};
-use dunlin_model::{Timestamp, VmId};
+use dunlin_model::{Name, Timestamp, VmId};
 use dunlin_scheduler::Snapshot;
 use dunlin_state::State;
 
@@ -24,12 +24,25 @@ pub(crate) fn of(state: &State, observed: &Observed, now: Timestamp) -> Snapshot
             snapshot.set_local_disk(at, mib);
         }
     }
+    lay_out_images(state, &mut snapshot);
     for (vm, at) in moved(state) {
         if let Some(found) = snapshot.find_vm(vm) {
             snapshot.set_moved(found, Some(at.0));
         }
     }
     snapshot
+}
+
+/// Hosts tell their images by what is in them, VMs ask for them by name.
+fn lay_out_images(state: &State, snapshot: &mut Snapshot) {
+    let names: Vec<(&str, &Name)> =
+        state.images().map(|image| (image.spec.sha256.as_str(), &image.metadata.name)).collect();
+    let hosts: Vec<_> = snapshot.hosts().map(|(at, row)| (at, row.uid)).collect();
+    for (at, host) in hosts {
+        let Some(has) = state.host(host).map(|host| &host.status.capabilities.images) else { continue };
+        let here = names.iter().filter(|(sha256, _)| has.contains(*sha256));
+        snapshot.set_images(at, &here.map(|(_, name)| name.to_string()).collect::<Vec<_>>());
+    }
 }
 
 /// What its host says of the disks that would have to move along, MiB. None while it says nothing.

@@ -446,7 +446,10 @@ impl Owner {
                 self.record.reboots += 1;
                 self.store(false).await?;
             }
-            "SHUTDOWN" if is_power_off(&event.data) => return self.powered_off().await,
+            // A look may have seen it already, and have restarted the guest since: what counts is whether it is off now.
+            "SHUTDOWN" if is_power_off(&event.data) => {
+                return if self.status().await? == "shutdown" { self.powered_off().await } else { Ok(()) };
+            }
             "GUEST_PANICKED" => return self.panicked().await,
             "MIGRATION" if event.data["status"] == "completed" && self.is_arriving() => {
                 self.arrived = true;

@@ -30,6 +30,7 @@ mod capabilities {
         disk_free_mib,
         address,
         networks,
+        images,
         drivers,
     });
 

@@ -336,6 +336,17 @@ impl Snapshot {
         }
     }
 
+    /// The images that a host has have become known, by their names.
+    pub fn set_images(&mut self, host: HostIdx, images: &[String]) {
+        let images = self.images(images);
+        if let Some(row) = self.hosts[host.at()].as_mut()
+            && row.images != images
+        {
+            row.images = images;
+            self.refresh(host);
+        }
+    }
+
     /// When the VM last moved, for those that did so before the snapshot was taken.
     pub fn set_moved(&mut self, vm: VmIdx, moved_ms: Option<u64>) {
         self.row_mut(vm).moved_ms = moved_ms;
