@@ -26,6 +26,7 @@ mod metrics;
 mod network;
 mod presence;
 mod sample;
+mod seed;
 mod serial_log;
 mod session;
 mod targets;

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use dunlin_drivers::hypervisor::LaunchDisk;
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::image::{ImageFormat, ImageSpec};
-use dunlin_model::vm::{Boot, Disk, DiskFormat, DiskSource, FileRef, VmSpec};
+use dunlin_model::vm::cloud_init::SEED_DISK;
+use dunlin_model::vm::{Boot, CloudInit, Disk, DiskBus, DiskFormat, DiskSource, FileRef, VmSpec};
 use dunlin_model::{Name, VmId};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::durable;
 use crate::identity::DirLock;
 use crate::images::{ImageError, Images, Tell};
+use crate::seed;
 
 /// Longest piece of qemu-img's words that is passed on, bytes.
 const WORDS_MAX: usize = 1024;
@@ -100,6 +102,7 @@ impl VolumeError {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Need<'a> {
     pub(crate) vm: VmId,
+    pub(crate) name: &'a Name,
     pub(crate) spec: &'a VmSpec,
     /// Disks are only targets, filled by a migration.
     pub(crate) receiving: bool,
@@ -176,6 +179,14 @@ impl Volumes {
                 shared: disk.shared,
             });
         }
+        if let Some(cloud_init) = &need.spec.cloud_init {
+            let path = self.seed(need, cloud_init).await?;
+            let name = SEED_DISK.parse::<Name>().expect("it is a name");
+            ready.made.insert(name.clone(), path.clone());
+            // Every host makes the same, so that nobody has to carry it along.
+            let (format, bus) = (DiskFormat::Raw, DiskBus::Virtio);
+            ready.disks.push(LaunchDisk { name, path, format, bus, read_only: true, shared: true });
+        }
         if let (Boot::Kernel { kernel, initrd, .. }, true) =
             (&need.spec.boot, need.spec.driver != DriverName::Test)
         {
@@ -185,6 +196,28 @@ impl Volumes {
             }
         }
         Ok(ready)
+    }
+
+    /// Written at every start: what it says may have changed.
+    async fn seed(&self, need: Need<'_>, cloud_init: &CloudInit) -> Result<PathBuf, VolumeError> {
+        let folder = self.folder_of(need.vm);
+        let path = folder.join("cloud-init.iso");
+        let image = seed::image(need.vm, need.name, cloud_init);
+        let (to, lock) = (path.clone(), self.lock.clone());
+        let write = move || {
+            let _lock = lock;
+            std::fs::create_dir_all(&folder)?;
+            let beside = durable::half_made(&to);
+            // It may hold passwords.
+            let mode = std::os::unix::fs::OpenOptionsExt::mode;
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = mode(options.create(true).write(true).truncate(true), 0o600).open(&beside)?;
+            std::io::Write::write_all(&mut file, &image)?;
+            durable::settle(&beside, &to)
+        };
+        let failed = |source| VolumeError::Io { disk: SEED_DISK.to_owned(), source };
+        durable::off_thread(write).await.map_err(failed)?;
+        Ok(path)
     }
 
     async fn disk(

@@ -59,8 +59,9 @@ impl House {
     }
 
     async fn prepare(&self) -> Result<Ready, VolumeError> {
-        let given_up = CancellationToken::new();
+        let (given_up, name) = (CancellationToken::new(), "web".parse().unwrap());
         let need = Need {
+            name: &name,
             vm: VM,
             spec: &self.spec,
             receiving: self.receiving,

@@ -21,9 +21,9 @@ use dunlin_model::recommendation::{
 };
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{
-    AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType, Nic, NicModel,
-    NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec, Vm, VmPhase, VmSpec,
-    VmStatus, Vnc, VncPort, Wants,
+    AccelChoice, Arch, Boot, CloudInit, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType,
+    Nic, NicModel, NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec, Vm,
+    VmPhase, VmSpec, VmStatus, Vnc, VncPort, Wants,
 };
 use dunlin_model::{
     Generation, Incarnation, Kind, Labels, Metadata, MigrationId, Name, Resource, Revision, Secret, Timestamp,
@@ -232,6 +232,11 @@ fn power() -> impl Strategy<Value = Power> {
     select(vec![Power::Stopped, Power::Running, Power::Paused])
 }
 
+fn cloud_init() -> impl Strategy<Value = CloudInit> {
+    (of("#[ -~]{1,40}".prop_map(Secret::new)), "[ -~]{0,40}")
+        .prop_map(|(user_data, network_config)| CloudInit { user_data, network_config })
+}
+
 pub(crate) fn vm_spec() -> BoxedStrategy<VmSpec> {
     let machine = select(vec![MachineType::Q35, MachineType::Pc, MachineType::Microvm]);
     machine
@@ -245,7 +250,13 @@ pub(crate) fn vm_spec() -> BoxedStrategy<VmSpec> {
                 "[a-z0-9+,=-]{0,12}",
                 select(vec![RestartPolicy::Never, RestartPolicy::OnCrash]),
             );
-            let parts = (boot(machine), vec(disk(machine), 0..4), vec(nic(machine), 0..3), of(vnc()));
+            let parts = (
+                boot(machine),
+                vec(disk(machine), 0..4),
+                vec(nic(machine), 0..3),
+                of(vnc()),
+                of(cloud_init()),
+            );
             let prefers = btree_map("[a-z]{1,4}=[a-z]{0,4}", 1u32..=100, 0..3);
             let placement =
                 (of(name()), labels(), labels(), vec(rule(), 0..3), tolerated(), prefers, resources())
@@ -265,7 +276,9 @@ pub(crate) fn vm_spec() -> BoxedStrategy<VmSpec> {
                 move |(size, how, parts, placement, sim, project)| {
                     let (power, cpus, mem_mib) = size;
                     let (driver, accel, arch, cpu_model, restart) = how;
-                    let (boot, mut disks, nics, vnc) = parts;
+                    let (boot, mut disks, nics, vnc, cloud_init) = parts;
+                    // The drivers that are drawn have it not all.
+                    let cloud_init = cloud_init.filter(|_| driver != DriverName::Libvirt);
                     let mut seen = BTreeSet::new();
                     disks.retain(|disk| seen.insert(disk.name.clone()));
                     VmSpec {
@@ -284,6 +297,7 @@ pub(crate) fn vm_spec() -> BoxedStrategy<VmSpec> {
                         vnc,
                         restart,
                         placement,
+                        cloud_init,
                         sim,
                     }
                 },

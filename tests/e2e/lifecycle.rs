@@ -14,16 +14,19 @@ const VERB_LIMIT: Duration = Duration::from_secs(60);
 fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     let fleet = Fleet::start(FleetOptions { controllers: 1, hosts: 1, drivers: "qemu" })?;
     fleet.import_guest()?;
-    let vm = fleet.create_ticking(
-        "web",
-        "image=disk,format=raw",
-        &["--nic", "network=default", "--vnc", "auto", "--vnc-password", "secret12"],
-    )?;
+    let seed = fleet.dir().join("user-data");
+    std::fs::write(&seed, "#!/bin/sh\necho geheim7\n")?;
+    let seed = seed.display().to_string();
+    let told =
+        ["--nic", "network=default", "--vnc", "auto", "--vnc-password", "secret12", "--user-data", &seed];
+    fleet.create_guest("web", "image=disk,format=raw", "tick.seed", &told)?;
+    let vm = fleet.wait_phase("web", VmPhase::Running, BOOT_LIMIT)?;
     let disk = fleet.disk_file(&vm)?;
     let first = fleet.ticks_beyond(&disk, None, BOOT_LIMIT)?;
     assert_eq!(first.boots, 1);
     assert!(vm.status.vnc.as_deref().is_some_and(|vnc| vnc.contains(":59")), "{:?}", vm.status.vnc);
-    assert!(!fleet.ok(&["vm", "show", "web", "-o", "yaml"])?.contains("secret12"), "a secret is shown");
+    let shown = fleet.ok(&["vm", "show", "web", "-o", "yaml"])?;
+    assert!(!shown.contains("secret12") && !shown.contains("geheim7"), "a secret is shown: {shown}");
 
     pause_holds_the_guest_still(&fleet, &disk)?;
     console(&fleet, "web", "ping dunlin", "pong dunlin", VERB_LIMIT)?;
@@ -46,6 +49,11 @@ fn real_qemu_guest_lives_through_every_verb() -> anyhow::Result<()> {
     assert!(fleet.guests(&stopped).is_empty(), "a stopped guest has a process");
     let said = fleet.ok(&["vm", "logs", "web"])?;
     assert!(said.contains("boot 1 ") && said.contains("bye poweroff"), "the log of a stopped VM: {said}");
+    // What the guest read from its seed, by a kernel's own driver.
+    let id = format!("seed meta-data: instance-id: {}", vm.metadata.uid);
+    for line in [&id, "seed meta-data: local-hostname: web", "seed user-data: echo geheim7"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
     fleet.ok(&["vm", "start", "web", "--wait"])?;
     boots(&fleet, &disk, reset.boots + 1)?;
 

@@ -118,11 +118,17 @@ impl Host {
     async fn make_disk(&self, vm: VmId, look: &Look, spec: &VmSpec, name: &Name) -> Result<Device, Trouble> {
         let missing = || Trouble::NotYet(format!("disk {name} is not asked for any more"));
         let wanted = spec.disks.iter().find(|disk| disk.name == *name).cloned().ok_or_else(missing)?;
-        let only = VmSpec { disks: vec![wanted], boot: dunlin_model::vm::Boot::Disk, ..spec.clone() };
+        let only = VmSpec {
+            disks: vec![wanted],
+            boot: dunlin_model::vm::Boot::Disk,
+            cloud_init: None,
+            ..spec.clone()
+        };
         let (catalog, none, given_up) = (self.board.images(), BTreeMap::new(), CancellationToken::new());
         let made = &look.record.volumes;
         let need = Need {
             vm,
+            name: &look.record.name,
             spec: &only,
             receiving: false,
             made,

@@ -89,7 +89,8 @@ impl Host {
         }
         let catalog = self.board.images();
         let made = &look.record.volumes;
-        let need = Need { vm, spec, receiving, made, sizes, catalog: &catalog, given_up };
+        let name = &desired.name;
+        let need = Need { vm, name, spec, receiving, made, sizes, catalog: &catalog, given_up };
         let ready = self.volumes.prepare(need, &self.images, &tell).await?;
         self.amend(vm, |record| record.volumes.extend(ready.made.clone())).await?;
         let nics = match spec.driver {

@@ -1,9 +1,12 @@
 //! A VM's spec from command line flags.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dunlin_model::capabilities::DriverName;
+use dunlin_model::vm::cloud_init::{NETWORK_CONFIG_MAX, USER_DATA_MAX};
 use dunlin_model::vm::{
     AccelChoice, Arch, Boot, Disk, DiskBus, DiskFormat, DiskSource, FileRef, MachineType, Nic, NicModel,
     NicNetwork, RestartPolicy, SimSpec, VmSpec, Vnc, VncPort,
@@ -57,6 +60,12 @@ pub(crate) struct VmFlags {
     /// user, network=NAME or tap=INTERFACE; then model=virtio|e1000|rtl8139, mac=
     #[arg(long = "nic", value_name = "KIND[,KEY=VALUE]")]
     nics: Vec<String>,
+    /// What its cloud-init is to do: a cloud-config or a script, from this file
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+    /// Its cloud-init's network configuration, from this file
+    #[arg(long, value_name = "FILE")]
+    network_config: Option<PathBuf>,
     /// A VNC display on this port, or auto
     #[arg(long, value_name = "PORT")]
     vnc: Option<String>,
@@ -141,6 +150,14 @@ impl VmFlags {
                 initrd: self.initrd.as_deref().map(|text| file_ref("--initrd", text)).transpose()?,
                 cmdline: self.cmdline.clone().unwrap_or_default(),
             };
+        }
+        if let Some(file) = &self.user_data {
+            let told = Secret::new(text_of("--user-data", file, USER_DATA_MAX)?);
+            spec.cloud_init.get_or_insert_default().user_data = Some(told);
+        }
+        if let Some(file) = &self.network_config {
+            spec.cloud_init.get_or_insert_default().network_config =
+                text_of("--network-config", file, NETWORK_CONFIG_MAX)?;
         }
         for text in &self.disks {
             spec.disks.push(disk(text, spec.disks.len())?);
@@ -338,6 +355,20 @@ pub(super) fn nic(text: &str) -> Result<Nic, Invalid> {
         }
     }
     Ok(nic)
+}
+
+/// The text of a file, no longer than that.
+fn text_of(flag: &str, file: &Path, bytes_max: usize) -> Result<String, Invalid> {
+    let wrong =
+        |problem: String| Invalid::new(flag, problem, format!("a text file of at most {bytes_max} bytes"));
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).map_err(|e| wrong(format!("{}: {e}", file.display())))?;
+    let read = opened.take(bytes_max as u64 + 1).read_to_string(&mut text);
+    read.map_err(|e| wrong(format!("{}: {e}", file.display())))?;
+    if text.len() > bytes_max {
+        return Err(wrong(format!("{} is too long", file.display())));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -327,6 +327,7 @@ fn spec() -> impl Strategy<Value = VmSpec> {
                 vnc,
                 restart,
                 placement,
+                cloud_init: None,
                 sim,
             }
         },

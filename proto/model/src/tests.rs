@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use crate::capabilities::DriverName;
 use crate::desired::{Assignment, Role};
 use crate::image::{ImageFormat, ImageSpec};
 use crate::vm::{Boot, Disk, DiskBus, DiskSource, FileRef, Mac, MachineType, Nic, NicModel, NicNetwork};
-use crate::vm::{Power, VmSpec, Vnc, VncPort};
+use crate::vm::{CloudInit, Power, VmSpec, Vnc, VncPort};
 use crate::{Incarnation, Invalid, Kind, Name, Object, Secret, Timestamp, VmId};
 
 const GOLDEN: &str = r#"{
@@ -273,12 +274,28 @@ fn bad_vm_specs_are_refused_by_field() {
             "spec.vnc.password (bytes)",
             vnc(Vnc { password: Some(Secret::new("neun zwei")), ..Vnc::default() }),
         ),
+        ("spec.cloud_init.user_data", seeded("echo hi", "")),
+        ("spec.cloud_init.user_data (bytes)", seeded("", "")),
+        ("spec.cloud_init.network_config (bytes)", seeded("#cloud-config", &"a".repeat(16 << 10 | 1))),
+        ("spec.cloud_init", VmSpec { driver: DriverName::Libvirt, ..seeded("#!/bin/sh", "") }),
+        (
+            "spec.disks[0].name",
+            VmSpec {
+                disks: vec![disk("cidata", DiskBus::Virtio, DiskSource::EmptyMib(8))],
+                ..seeded("#!/bin/sh", "")
+            },
+        ),
     ];
     for (field, spec) in table {
         let Invalid { field: named, problem, allowed } = spec.validate().expect_err(field);
         assert_eq!(named, field);
         assert!(!problem.is_empty() && !allowed.is_empty(), "{field}");
     }
+}
+
+fn seeded(user_data: &str, network_config: &str) -> VmSpec {
+    let (user_data, network_config) = (Some(Secret::new(user_data)), network_config.to_owned());
+    VmSpec { cloud_init: Some(CloudInit { user_data, network_config }), ..VmSpec::new(64) }
 }
 
 /// What is allowed is not refused: every bus on its board, and a path with a space.

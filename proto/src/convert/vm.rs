@@ -24,9 +24,12 @@ records!(VmSpec {
     vnc,
     restart,
     placement,
+    cloud_init,
     sim,
     project or default_project(),
 });
+
+records!(CloudInit { user_data, network_config });
 
 choices!([default] Power { Stopped, Running, Paused });
 

@@ -1,7 +1,7 @@
 //! The rules that users and planners meet.
 
 use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, MigrationPhase};
-use dunlin_model::vm::{MachineType, Power, VmPhase, VmSpec, Vnc};
+use dunlin_model::vm::{CloudInit, MachineType, Power, VmPhase, VmSpec, Vnc};
 use dunlin_model::{ErrorCode, Incarnation, Labels, Name, Revision, Secret};
 
 use super::{Fleet, host_id, join, migration_id, open, vm_id};
@@ -127,14 +127,25 @@ fn bad_writes_say_what_is_wrong() {
     says(&fleet.write_refused(create(hidden.clone())), ErrorCode::InvalidArgument, "spec.vnc.password");
     let mut open = hidden.clone();
     open.vnc.as_mut().unwrap().password = Some(Secret::new("geheim"));
+    hidden.cloud_init =
+        Some(CloudInit { user_data: Some(Secret::new(Secret::REDACTED)), ..CloudInit::default() });
+    open.cloud_init = Some(CloudInit { user_data: Some(Secret::new("#!geheim")), ..CloudInit::default() });
     fleet.write_ok(create(open));
     let update =
         |revision| Write::UpdateVm { uid: vm_id(1), revision, labels: Labels::new(), spec: hidden.clone() };
     let stale = fleet.write_refused(update(Revision(1)));
     says(&stale, ErrorCode::StaleRevision, "was read at revision 1");
     fleet.write_ok(update(stale.current.unwrap().revision()));
-    let kept = fleet.state.vm(vm_id(1)).unwrap().spec.vnc.clone().unwrap().password.unwrap();
-    assert_eq!(kept.expose(), "geheim");
+    let kept: Vec<_> = fleet
+        .state
+        .vm(vm_id(1))
+        .unwrap()
+        .spec
+        .clone()
+        .secrets_mut()
+        .map(|(_, secret)| secret.clone())
+        .collect();
+    assert_eq!(kept.iter().map(Secret::expose).collect::<Vec<_>>(), ["geheim", "#!geheim"]);
 }
 
 /// What a running machine is to have and has not is named until its host says otherwise; it holds room for the larger of

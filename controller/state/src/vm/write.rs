@@ -29,7 +29,7 @@ pub(crate) fn create(
     }
     let status = VmStatus { since: draft.now(), ..VmStatus::default() };
     let mut vm = Vm { metadata, spec: spec.clone(), status };
-    keep_password(&mut vm.spec, None)?;
+    keep_secrets(&mut vm.spec, None)?;
     if spec.power != Power::Stopped {
         enter(draft, &mut vm, VmEvent::Start)?;
     }
@@ -61,16 +61,17 @@ fn check_spec(state: &State, spec: &VmSpec) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// A password written back as it reads keeps the stored one.
-fn keep_password(spec: &mut VmSpec, stored: Option<&VmSpec>) -> Result<(), Rejected> {
-    let Some(password) = spec.vnc.as_mut().and_then(|vnc| vnc.password.as_mut()) else { return Ok(()) };
-    if password.expose() != Secret::REDACTED {
-        return Ok(());
+/// A secret written back as it reads keeps the stored one.
+fn keep_secrets(spec: &mut VmSpec, stored: Option<&VmSpec>) -> Result<(), Rejected> {
+    let mut stored = stored.cloned();
+    for (field, secret) in spec.secrets_mut().filter(|(_, secret)| secret.expose() == Secret::REDACTED) {
+        let kept = stored.as_mut().and_then(|spec| {
+            let mut all = spec.secrets_mut();
+            all.find(|(other, _)| *other == field).map(|(_, kept)| kept.clone())
+        });
+        let problem = "is the mark of a hidden value, and none is stored";
+        *secret = kept.ok_or_else(|| Invalid::new(field, problem, "the value itself"))?;
     }
-    let kept = stored.and_then(|spec| spec.vnc.as_ref()).and_then(|vnc| vnc.password.clone());
-    let problem = "is the mark of a hidden password, and none is stored";
-    *password =
-        kept.ok_or_else(|| Invalid::new("spec.vnc.password", problem, "a password of 1 to 8 bytes"))?;
     Ok(())
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn update(
     refuse_deleting(&vm)?;
     meta::validate_labels(labels)?;
     let mut spec = spec.clone();
-    keep_password(&mut spec, Some(&vm.spec))?;
+    keep_secrets(&mut spec, Some(&vm.spec))?;
     if spec != vm.spec {
         check_spec(draft.state, &spec)?;
         refuse_rebuild(&vm, &spec)?;

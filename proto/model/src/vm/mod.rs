@@ -12,12 +12,14 @@
 //! A live migration does not change the phase: `status.migration` names it while it lasts.
 
 pub mod built;
+pub mod cloud_init;
 pub mod device;
 pub mod placement;
 pub mod spec;
 mod suits;
 
 pub use built::Built;
+pub use cloud_init::CloudInit;
 pub use device::{Disk, DiskBus, DiskFormat, DiskSource, Mac, Nic, NicModel, NicNetwork, Vnc, VncPort};
 pub use placement::{Placement, Rule, Scope, Wants};
 pub use spec::{AccelChoice, Arch, Boot, FileRef, MachineType, Power, RestartPolicy, SimSpec, VmSpec};

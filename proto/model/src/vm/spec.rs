@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disk, Nic, Placement, Vnc};
+use super::{CloudInit, Disk, Nic, Placement, Vnc};
 use crate::capabilities::{Accel, DriverName};
 use crate::invalid::in_range;
 use crate::project::{default_project, is_default};
@@ -69,6 +69,9 @@ pub struct VmSpec {
     /// Where it may run.
     #[serde(default, skip_serializing_if = "Placement::is_any")]
     pub placement: Placement,
+    /// What its cloud-init is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
     /// How the test driver is to play it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sim: Option<SimSpec>,
@@ -98,6 +101,7 @@ impl VmSpec {
             vnc: None,
             restart: RestartPolicy::default(),
             placement: Placement::default(),
+            cloud_init: None,
             sim: None,
         }
     }
@@ -113,6 +117,10 @@ impl VmSpec {
         let mut names = BTreeSet::new();
         for (index, disk) in self.disks.iter().enumerate() {
             disk.validate(self.machine).map_err(|e| e.under(&format!("spec.disks[{index}]")))?;
+            if self.cloud_init.as_ref().is_some_and(|seed| !seed.allows(&disk.name)) {
+                let field = format!("spec.disks[{index}].name");
+                return Err(Invalid::new(field, "is that of the seed of cloud-init", "another name"));
+            }
             if !names.insert(&disk.name) {
                 let field = format!("spec.disks[{index}].name");
                 return Err(Invalid::new(field, format!("{} is used twice", disk.name), "a name per disk"));
@@ -123,6 +131,9 @@ impl VmSpec {
         }
         if let Some(vnc) = &self.vnc {
             vnc.validate().map_err(|e| e.under("spec.vnc"))?;
+        }
+        if let Some(seed) = &self.cloud_init {
+            seed.validate().map_err(|e| e.under("spec.cloud_init"))?;
         }
         self.placement.validate().map_err(|e| e.under("spec.placement"))?;
         if let (Boot::Disk, MachineType::Microvm) = (&self.boot, self.machine) {
@@ -140,11 +151,17 @@ impl VmSpec {
         Err(Invalid::new("spec.cpu_model", problem, "QEMU's model name and flags, as in qemu64,+ssse3"))
     }
 
-    /// Replaces the VNC password by [`Secret::REDACTED`]: what the API edge does before it answers.
+    /// Replaces every secret by [`Secret::REDACTED`]: what the API edge does before it answers.
     pub fn redact(&mut self) {
-        if let Some(password) = self.vnc.as_mut().and_then(|vnc| vnc.password.as_mut()) {
-            *password = Secret::new(Secret::REDACTED);
-        }
+        self.secrets_mut().for_each(|(_, secret)| *secret = Secret::new(Secret::REDACTED));
+    }
+
+    /// Every secret it has, by its field.
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Secret)> {
+        let password = self.vnc.as_mut().and_then(|vnc| vnc.password.as_mut());
+        let user_data = self.cloud_init.as_mut().and_then(|seed| seed.user_data.as_mut());
+        let password = password.map(|secret| ("spec.vnc.password", secret));
+        password.into_iter().chain(user_data.map(|secret| ("spec.cloud_init.user_data", secret)))
     }
 
     /// Has it a disk that only its host can reach?

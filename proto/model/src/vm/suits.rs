@@ -19,12 +19,22 @@ impl VmSpec {
         match driver {
             DriverName::Lxc => self.has_no_machine("lxc").and_then(|()| self.suits_lxc()),
             DriverName::Uml => self.has_no_machine("uml").and_then(|()| self.suits_uml()),
-            DriverName::Qemu | DriverName::Test | DriverName::Libvirt => Ok(()),
+            DriverName::Libvirt => self.has_no_seed("libvirt"),
+            DriverName::Qemu | DriverName::Test => Ok(()),
         }
+    }
+
+    fn has_no_seed(&self, driver: &str) -> Result<(), Invalid> {
+        if self.cloud_init.is_none() {
+            return Ok(());
+        }
+        let problem = format!("a guest of {driver} is given no seed");
+        Err(Invalid::new("spec.cloud_init", problem, "none; only qemu has it"))
     }
 
     /// What needs a machine that is played.
     fn has_no_machine(&self, driver: &str) -> Result<(), Invalid> {
+        self.has_no_seed(driver)?;
         let no = |field: &str, problem: &str, allowed: &str| {
             Err(Invalid::new(format!("spec.{field}"), format!("a guest of {driver} {problem}"), allowed))
         };
