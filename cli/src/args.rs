@@ -61,6 +61,8 @@ pub(crate) enum Noun {
     /// The deployment
     #[command(subcommand)]
     Cluster(ClusterVerb),
+    /// Look the cluster over: quorum, clocks, disks, room, certificates, releases, hosts, drivers; and say what to do
+    Doctor(crate::verbs::doctor::DoctorArgs),
     /// Machines that run guests
     #[command(subcommand)]
     Host(HostVerb),
@@ -334,6 +336,15 @@ pub(crate) enum ClusterVerb {
     Set(ClusterSetArgs),
     /// List the names of scores and filters, and what each counts
     Policy,
+    /// Raise the feature level, once every controller and agent reads the next one
+    Upgrade {
+        /// Although hosts are down, of which nobody knows what their agents read
+        #[arg(long)]
+        force: bool,
+        /// Say only whether it could be raised
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Count how many more VMs of a flavour fit
     Capacity(Box<CapacityArgs>),
 }

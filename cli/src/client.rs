@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::{ErrorCode, Invalid, Kind, Object, Revision, Secret};
-use dunlin_pki::{Keyring, UnixDialer};
+use dunlin_pki::{Keyring, NotOurs, UnixDialer};
 use dunlin_proto::{Fault, v1};
 use tokio::time::Instant;
 use tonic::service::Interceptor;
@@ -167,6 +167,7 @@ impl Fleet {
         let mut remarked = false;
         loop {
             let mut last = None;
+            let mut foreign = 0;
             for channel in &self.channels {
                 let fault = match tokio::time::timeout(
                     self.try_timeout,
@@ -175,7 +176,10 @@ impl Fleet {
                 .await
                 {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
-                    Ok(Err(status)) => fault_of(&status),
+                    Ok(Err(status)) => {
+                        foreign += usize::from(is_foreign(&status));
+                        fault_of(&status)
+                    }
                     Err(_) => {
                         Fault::new(ErrorCode::Deadline, format!("no answer within {:?}", self.try_timeout))
                     }
@@ -198,6 +202,10 @@ impl Fleet {
                 last = Some(fault);
             }
             let fault = last.unwrap_or_else(|| Fault::new(ErrorCode::Unavailable, "no controller is named"));
+            // Who is of another authority stays so, however often he is asked.
+            if foreign > 0 && foreign == self.channels.len() {
+                return Err(self.in_vain(fault));
+            }
             let left = REQUEST_TIMEOUT.saturating_sub(began.elapsed());
             if left <= RETRY_PAUSE {
                 return Err(self.in_vain(fault));
@@ -351,6 +359,19 @@ fn fault_of(status: &tonic::Status) -> Fault {
         cause = inner.source();
     }
     fault
+}
+
+/// Was it another authority's certificate that was shown? An [`io::Error`](std::io::Error) passes its own cause over.
+fn is_foreign(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if inner.is::<NotOurs>() || wrapped.is_some_and(|wrapped| wrapped.is::<NotOurs>()) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// `https://host:port`, as it is used, where the scheme may be left out; or `unix:` and the path of a local socket.

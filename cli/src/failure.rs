@@ -12,6 +12,9 @@ pub(crate) const EXIT_WAIT: u8 = 12;
 /// Exit status of `diff` when something would change.
 pub(crate) const EXIT_DIFFERS: u8 = 13;
 
+/// Exit status of `doctor` when something is wrong.
+pub(crate) const EXIT_SICK: u8 = 17;
+
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
@@ -29,6 +32,9 @@ pub(crate) enum Failure {
     /// `diff` saw that `apply` would change something.
     #[error("{0}")]
     Differs(String),
+    /// `doctor` found something.
+    #[error("{0}")]
+    Sick(String),
     /// Reading or writing something on this machine.
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
@@ -52,6 +58,7 @@ impl Failure {
             Self::Context(_) => ErrorCode::InvalidArgument.exit(),
             Self::Wait(_) => EXIT_WAIT,
             Self::Differs(_) => EXIT_DIFFERS,
+            Self::Sick(_) => EXIT_SICK,
             Self::Io { .. } | Self::Local(_) => EXIT_OTHER,
         }
     }

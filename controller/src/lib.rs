@@ -22,6 +22,7 @@ mod balancer;
 mod blob;
 mod clock;
 mod config;
+mod doctor;
 mod drive;
 mod fleet;
 mod found;
@@ -40,6 +41,7 @@ mod sealed;
 mod session;
 mod threads;
 mod trust;
+mod upgrade;
 
 #[cfg(test)]
 mod testing;
@@ -52,3 +54,4 @@ pub use raft::{SnapshotPolicy, Timers};
 pub use rights::ProviderConfig;
 pub use run::{Controller, RunError, run};
 pub use trust::{Bundle, KeysError, bundle};
+pub use upgrade::TooOld;

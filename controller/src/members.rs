@@ -18,7 +18,7 @@ use dunlin_state::{Command, TrustChange};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use crate::api::cluster_of;
+use crate::api::{cluster_of, reads_level};
 use crate::config::{CONTROLLERS_MAX, validate_endpoint};
 use crate::found;
 use crate::node::Node;
@@ -91,6 +91,16 @@ pub(crate) async fn add(node: &Node, term: u64, asked: Addition, tell: Tell<'_>)
         tell(format!("controller {id} votes already"));
         found::found(node, term).await;
         return Ok(());
+    }
+    let level = node.replica.read().level();
+    if let Some((version, reads)) = reads_level(&node.peers, &member.api).await
+        && reads < level
+    {
+        let message = format!(
+            "controller {id} is of release {version} and reads up to level {reads}, but everything is written at level {level}: \
+             install the release that the others have"
+        );
+        return Err(Fault::new(ErrorCode::WrongState, message));
     }
     let voters = voters_after(&seen, id, replaces, node.config.id, force)?;
     if known.is_none() {

@@ -23,6 +23,7 @@ use crate::node::Node;
 use crate::raft::{MembershipError, OpenError, StopReason, Wire};
 use crate::session::Gate;
 use crate::trust::{Keys, KeysError};
+use crate::upgrade::{TooOld, outgrown, readable};
 use crate::{Config, front, rights, trust};
 
 /// How long calls under way may take to end when the controller stops. Streams are told to end at once.
@@ -68,6 +69,9 @@ pub enum RunError {
     /// Its data directory is sound, but another cluster's.
     #[error("the data directory is not this controller's")]
     Stranger(#[source] Stranger),
+    /// The cluster writes what this release does not read.
+    #[error(transparent)]
+    TooOld(#[from] TooOld),
     /// The replicated core can no longer keep its promises. Starting again replays what is on disk.
     #[error("the controller had to stop")]
     Stopped(#[source] StopReason),
@@ -138,6 +142,10 @@ impl Controller {
         let provider = provider.map_err(RunError::Provider)?;
         let keys = Keys::open(&config).await?;
         let replica = found::open(&config, wire(&keys), keys.founding().is_some()).await?;
+        if let Err(old) = readable(replica.read().level(), config.level) {
+            replica.shutdown().await;
+            return Err(old.into());
+        }
         keys.mend(replica.read().trust())?;
         // Before anybody is let in: who was revoked is so from the first moment.
         keys.follow(replica.read().trust())?;
@@ -162,6 +170,7 @@ impl Controller {
     pub async fn failed(&self) -> RunError {
         tokio::select! {
             reason = self.node.replica.stopped() => RunError::Stopped(reason),
+            old = outgrown(&self.node) => RunError::TooOld(old),
             stranger = kin::stranger(&self.node) => RunError::Stranger(stranger),
         }
     }

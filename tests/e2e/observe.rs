@@ -75,9 +75,41 @@ fn one_id_from_the_command_to_the_driver() -> anyhow::Result<()> {
     ] {
         ensure!(text.lines().any(|line| line == metric), "{metric} is not in {text}");
     }
+    let told = site.json(&["doctor"])?;
+    let checks = told["findings"].as_array().context("findings")?.clone();
+    ensure!(checks.iter().all(|one| one["grade"] != "error"), "{told}");
+    ensure!(checks.iter().any(|one| one["check"] == "quorum" && one["grade"] == "fine"), "{told}");
+    ensure!(site.ok(&["cluster", "upgrade"])?.contains("everything is written at level 2"), "all read it");
+    ensure!(site.json(&["cluster", "show"])?["status"]["level"] == 2, "and it is shown");
     drop(controller);
     eventually("it is not ready", LIMIT, || match ask(&metrics, "/readyz") {
         Ok((503, _)) => Ok(()),
         other => Err(format!("{other:?}")),
     })
+}
+
+/// A host whose agent has gone is an error to the doctor, with what to do and an exit status of its own; a controller of another
+/// authority is told from one that is away, and not asked again.
+#[test]
+fn the_doctor_and_the_stranger() -> anyhow::Result<()> {
+    let (site, other) = (Site::new()?, Site::new()?);
+    let _one = site.controller(&site.path("c"))?;
+    let _two = other.controller(&other.path("c"))?;
+    site.wait_answering()?;
+    other.wait_answering()?;
+    let token = site.ok(&["token", "create"])?;
+    let agent = site.agent("h1", &site.path("h"), Some(token.trim()), "test")?;
+    site.wait_host("h1", "Up")?;
+    ensure!(site.run(&["doctor"])?.status == 0, "warnings are no failure");
+    site.refused(&["doctor", "--strict"], 17, &["the doctor found 0 errors and"])?;
+    agent.kill()?;
+    site.wait_host("h1", "Down")?;
+    let sick = site.run(&["doctor"])?;
+    ensure!(sick.status == 17, "{sick:?}");
+    ensure!(sick.stdout.starts_with("error    host         host h1: is Down"), "{}", sick.stdout);
+    ensure!(sick.stdout.contains("-> is the machine on, its agent running"), "{}", sick.stdout);
+    let strange = site.run(&["-e", &other.api, "vm", "list"])?;
+    ensure!(strange.stderr.contains("its certificate is of another authority"), "{strange:?}");
+    ensure!(!strange.stderr.contains("trying for"), "it was asked again and again: {strange:?}");
+    Ok(())
 }

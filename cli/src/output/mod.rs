@@ -90,7 +90,7 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 
 /// Tells of a failure: for people a sentence, for programs the code too.
 pub(crate) fn failed(format: Format, failure: &Failure) {
-    if let Failure::Differs(_) = failure {
+    if let Failure::Differs(_) | Failure::Sick(_) = failure {
         return remark(&failure.to_string());
     }
     match (format, failure.code()) {

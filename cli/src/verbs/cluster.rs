@@ -7,7 +7,7 @@ use dunlin_proto::{Wire as _, v1};
 use serde_json::json;
 
 use super::vm_flags::{VmFlags, once, set, word};
-use super::{Session, host, vm_create};
+use super::{Session, controller, host, vm_create};
 use crate::args::{ClusterVerb, Format, TokenVerb, key_value, whole};
 use crate::client::{Listed, idempotency_key};
 use crate::failure::Failure;
@@ -61,6 +61,12 @@ pub(crate) struct CapacityArgs {
 }
 
 pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Failure> {
+    if let ClusterVerb::Upgrade { force, dry_run } = verb {
+        let call = async |mut client: controller::Client| {
+            client.upgrade(v1::UpgradeRequest { force, dry_run }).await
+        };
+        return controller::follow(session.fleet.operate(call).await?).await;
+    }
     let Listed { revision, objects: clusters, .. } = session.fleet.list(Kind::Cluster, false).await?;
     let Some(cluster) = clusters.first() else {
         return Err(Failure::Local("the cluster is not founded yet".into()));
@@ -70,6 +76,7 @@ pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Fail
             let around = output::Surroundings::at_this_moment();
             output::list(session.format, revision, &clusters, &around)
         }
+        ClusterVerb::Upgrade { .. } => Ok(()),
         ClusterVerb::Show => output::object(session.format, cluster),
         ClusterVerb::Set(args) => {
             let change = args.change()?;

@@ -89,7 +89,7 @@ pub(crate) async fn run(session: &Session, verb: ControllerVerb) -> Result<(), F
     }
 }
 
-type Client = v1::operator_client::OperatorClient<Line>;
+pub(super) type Client = v1::operator_client::OperatorClient<Line>;
 
 async fn state(session: &Session) -> Result<v1::ListControllersResponse, Fault> {
     let call = async |mut client: Client| client.list_controllers(v1::ListControllersRequest {}).await;
@@ -134,7 +134,7 @@ async fn transfer(session: &Session, leader: u64, to: u64) -> Result<(), Failure
 }
 
 /// Prints the news until the work is done or has failed.
-async fn follow(mut news: Streaming<v1::OperationNews>) -> Result<(), Failure> {
+pub(super) async fn follow(mut news: Streaming<v1::OperationNews>) -> Result<(), Failure> {
     loop {
         match news.message().await {
             Ok(Some(told)) => output::line(&told.text)?,

@@ -10,6 +10,7 @@ pub(crate) mod cluster;
 pub(crate) mod console;
 pub(crate) mod context;
 pub(crate) mod controller;
+pub(crate) mod doctor;
 pub(crate) mod document;
 mod driver;
 pub(crate) mod enrol;
@@ -98,6 +99,7 @@ async fn verb(session: &Session, noun: Noun) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(session, verb).await,
         Noun::Ca(verb) => authority::run(session, verb).await,
         Noun::Host(verb) => host::run(session, verb).await,
+        Noun::Doctor(args) => doctor::run(session, &args).await,
         Noun::Driver(verb) => driver::run(session, verb).await,
         Noun::Login(args) => access::login(session, args).await,
         Noun::Logout => access::logout(session).await,

@@ -16,12 +16,13 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{CALL_DEADLINE, Call};
-use super::carry;
+use super::{carry, inspect};
 use crate::audit::Entry;
 use crate::backup;
 use crate::members::{self, Addition};
 use crate::node::Node;
 use crate::rights::{self, Caller};
+use crate::upgrade;
 
 /// News and chunks on their way to the client: a slow one holds up nothing but its own call.
 const WAITING: usize = 16;
@@ -130,6 +131,41 @@ impl Operator for Operations {
     type RemoveControllerStream = Streamed<v1::OperationNews>;
     type TransferLeadershipStream = Streamed<v1::OperationNews>;
     type BackupStream = Streamed<v1::BackupChunk>;
+    type UpgradeStream = Streamed<v1::OperationNews>;
+
+    #[tracing::instrument(skip_all)]
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::Inspection>, Status> {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        self.may(&call.caller, Verb::Read, "controllers").await?;
+        Ok(Response::new(inspect::own(&self.node)))
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn diagnose(
+        &self,
+        request: Request<v1::DiagnoseRequest>,
+    ) -> Result<Response<v1::Diagnosis>, Status> {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        self.may(&call.caller, Verb::Read, "controllers").await?;
+        Ok(Response::new(inspect::diagnose(&self.node, &call).await))
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn upgrade(
+        &self,
+        request: Request<v1::UpgradeRequest>,
+    ) -> Result<Response<Self::UpgradeStream>, Status> {
+        let work = |node: Arc<Node>, term, asked: v1::UpgradeRequest, news: News| async move {
+            upgrade::raise(&node, term, asked.force, asked.dry_run, &|text| news.tell(text)).await
+        };
+        self.long("raise the feature level", request, work, |mut leader, request| async move {
+            leader.upgrade(request).await
+        })
+        .await
+    }
 
     #[tracing::instrument(skip_all)]
     async fn list_controllers(

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_model::{ClusterId, Kind, Object};
+use dunlin_model::{ClusterId, Kind, Level, Object};
 use dunlin_pki::{Dialer, NotOurs};
 use dunlin_proto::v1::access_client::AccessClient;
 use dunlin_proto::v1::advisor_client::AdvisorClient;
 use dunlin_proto::v1::fleet_client::FleetClient;
+use dunlin_proto::v1::identities_client::IdentitiesClient;
 use dunlin_proto::{Fault, v1};
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -23,7 +24,7 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 /// How long the answer to that may take: a thousand round trips.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for another controller to answer from memory.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Endpoints kept. A cluster has five; older ones are those of controllers that moved.
 const PEERS_MAX: usize = 16;
 
@@ -118,4 +119,15 @@ pub(crate) async fn cluster_of(peers: &Peers, endpoint: &str) -> Option<ClusterI
         Object::Cluster(cluster) => Some(cluster.metadata.uid),
         _ => None,
     }
+}
+
+/// The release of the controller at `endpoint` and the highest feature level it reads; none when it does not say. It need not
+/// be of any cluster yet.
+pub(crate) async fn reads_level(peers: &Peers, endpoint: &str) -> Option<(String, Level)> {
+    let mut request = Request::new(v1::WhoAmIRequest {});
+    request.set_timeout(ASK_TIMEOUT);
+    let mut client = IdentitiesClient::new(peers.channel(endpoint).ok()?);
+    let told = tokio::time::timeout(ASK_TIMEOUT, client.who_am_i(request)).await.ok()?.ok()?.into_inner();
+    // One that says none is of a time before there were any.
+    Some((told.version, Level(told.level.max(Level::OLDEST.0))))
 }

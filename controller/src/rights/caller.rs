@@ -162,6 +162,7 @@ fn code(answer: &Response) -> String {
         (Some(code), _) => code,
         (None, None | Some("0")) if answer.status().is_success() => "ok",
         (None, Some("12")) => UNKNOWN_METHOD,
+        (None, Some(status)) if answer.status().is_success() => return format!("grpc {status}"),
         (None, _) => return answer.status().as_str().to_owned(),
     };
     code.to_owned()

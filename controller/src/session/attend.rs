@@ -20,14 +20,14 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::TO_AGENT_MAX;
-use super::hello::{Closed, Opened, admit};
+use super::hello::{Closed, Opened, admit, too_old};
 use super::seats::ToAgentSender;
 use crate::api::authorities;
 use crate::fleet::View;
 use crate::node::Node;
 use crate::reconcile::{Report, is_news};
 use crate::trust::Peer;
-use crate::{metrics, mint};
+use crate::{clock, metrics, mint};
 
 /// How often an agent is asked for a sign of life.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -123,6 +123,8 @@ struct Session<'a> {
     told: Option<DesiredSet>,
     /// The authorities it was last told of, by their epoch.
     trusted: Option<u64>,
+    /// The ping sent last, and when.
+    pinged: Option<(u64, Instant)>,
     /// The threads it was last told of.
     threads: BTreeMap<Uuid, String>,
     /// The host reported something that may change what it is to be told.
@@ -146,6 +148,7 @@ impl<'a> Session<'a> {
             views,
             told: None,
             trusted: None,
+            pinged: None,
             threads,
             reported: false,
         }
@@ -196,7 +199,9 @@ impl<'a> Session<'a> {
                         return End::Gone("the agent fell silent");
                     }
                     // A full queue shows in the silence that follows.
-                    say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce: mint::nonce() }));
+                    let nonce = mint::nonce();
+                    self.pinged = Some((nonce, Instant::now()));
+                    say(self.to_agent, to_agent::Message::Ping(v1::Ping { nonce }));
                     // Some of what a host is told depends on how long it lasts.
                     self.reported = true;
                 }
@@ -244,10 +249,23 @@ impl<'a> Session<'a> {
                 });
                 self.node.board.measured(host, taken.at_ms, &own.collect::<Vec<_>>());
             }
-            // An empty message is of a newer agent; like a Pong it is a sign of life.
-            Some(from_agent::Message::Pong(_)) | None => {}
+            Some(from_agent::Message::Pong(pong)) => self.compare_clocks(pong),
+            // An empty message is of a newer agent; it is a sign of life.
+            None => {}
         }
         Ok(())
+    }
+
+    /// By the ping that was sent last, when the agent says what time it has.
+    fn compare_clocks(&mut self, pong: v1::Pong) {
+        let Some((_, sent)) = self.pinged.filter(|(nonce, _)| *nonce == pong.nonce && pong.now_ms > 0) else {
+            return;
+        };
+        let round_trip_ms = u64::try_from(sent.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        let then = signed(clock::now().0).saturating_sub(signed(round_trip_ms / 2));
+        let ahead_ms = signed(pong.now_ms).saturating_sub(then);
+        self.opened.seat.clock.send_replace(Some((ahead_ms, round_trip_ms)));
     }
 
     /// Tells the host what it should be doing, when that has changed since it was last told.
@@ -269,6 +287,9 @@ impl<'a> Session<'a> {
             // Given up although it is held. The agent opens another one, and with it the host is Up again.
             Some((_, HostPhase::Down)) => return Err(End::Gone("the host counts as down")),
             Some(_) => {}
+        }
+        if self.opened.seat.level < view.level() {
+            return Err(End::Dismissed(too_old("", self.opened.seat.level, view.level())));
         }
         if self.trusted != Some(view.trust().epoch()) {
             let trust = v1::Trust { authorities: authorities(view.trust()) };

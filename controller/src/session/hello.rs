@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dunlin_model::capabilities::HostCapabilities;
-use dunlin_model::{ErrorCode, HostId, Identity};
+use dunlin_model::{ErrorCode, HostId, Identity, Level};
 use dunlin_proto::v1::from_agent::Message;
 use dunlin_proto::{Fault, read, v1};
 use dunlin_state::{Command, State};
@@ -69,7 +69,12 @@ pub(super) async fn admit(
     let host = identify(&view, &hello, &peer)?;
     let capabilities: HostCapabilities =
         read(hello.capabilities, "capabilities").map_err(|e| Closed::Refused(e.into()))?;
-    let seat = node.sessions.seat(hello.instance, address, to_agent);
+    // One that says none is of a time before there were any.
+    let level = Level(hello.level.max(Level::OLDEST.0));
+    if level < view.level() {
+        return Err(Closed::Refused(too_old(&hello.agent_version, level, view.level())));
+    }
+    let seat = node.sessions.seat(hello.instance, address, level, to_agent);
     if let Err(rival) = node.sessions.claim(host, &seat).await {
         let address =
             rival.address.map_or_else(|| "an unknown address".into(), |address| address.to_string());
@@ -83,6 +88,16 @@ pub(super) async fn admit(
             Err(fault.into())
         }
     }
+}
+
+/// What an agent is told that would not read what is written.
+pub(super) fn too_old(version: &str, reads: Level, level: Level) -> Fault {
+    let release = if version.is_empty() { String::new() } else { format!(" of release {version}") };
+    let message = format!(
+        "the cluster writes at feature level {level}, and this agent{release} reads up to {reads}: install the release that the \
+         controllers have; guests go on meanwhile"
+    );
+    Fault::new(ErrorCode::WrongState, message)
 }
 
 fn identify(state: &State, hello: &v1::Hello, peer: &Peer) -> Result<HostId, Fault> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_model::HostId;
+use dunlin_model::{HostId, Level};
 use dunlin_proto::v1::to_agent::Message;
 use dunlin_proto::v1::{Ping, ToAgent};
 use tokio::sync::{mpsc, watch};
@@ -29,11 +29,26 @@ pub(super) struct Seat {
     /// Which process of the agent.
     pub(super) instance: String,
     pub(super) address: Option<SocketAddr>,
+    /// The highest feature level its agent reads.
+    pub(super) level: Level,
+    /// How far its clock is ahead, and how long the question took there and back, ms.
+    pub(super) clock: watch::Sender<Option<(i64, u64)>>,
     pub(super) to_agent: ToAgentSender,
     /// When its agent was last heard.
     pub(super) heard: watch::Sender<Instant>,
     /// Set when another session has taken its place.
     pub(super) replaced: watch::Sender<bool>,
+}
+
+/// What a session shows of its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AgentSeen {
+    /// The highest feature level it reads.
+    pub(crate) level: Level,
+    /// How far its clock is ahead, ms, give or take half of the way there and back. None until it has said.
+    pub(crate) ahead_ms: Option<i64>,
+    pub(crate) round_trip_ms: u64,
+    pub(crate) silent_ms: u64,
 }
 
 /// The sessions that end at this controller.
@@ -48,11 +63,13 @@ impl Sessions {
         &self,
         instance: String,
         address: Option<SocketAddr>,
+        level: Level,
         to_agent: ToAgentSender,
     ) -> Seat {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (heard, replaced) = (watch::Sender::new(Instant::now()), watch::Sender::new(false));
-        Seat { number, instance, address, to_agent, heard, replaced }
+        let clock = watch::Sender::new(None);
+        Seat { number, instance, address, level, clock, to_agent, heard, replaced }
     }
 
     /// Takes the host's place. Refused, with the one who has it, when another process of the same identity is alive.
@@ -86,6 +103,21 @@ impl Sessions {
         if seats.get(&host).is_some_and(|now| now.number == seat.number) {
             seats.remove(&host);
         }
+    }
+
+    /// Every agent, as its session shows it.
+    pub(crate) fn seen(&self) -> BTreeMap<HostId, AgentSeen> {
+        let seen = |seat: &Seat| {
+            let clock = *seat.clock.borrow();
+            let silent_ms = u64::try_from(seat.heard.borrow().elapsed().as_millis()).unwrap_or(u64::MAX);
+            AgentSeen {
+                level: seat.level,
+                ahead_ms: clock.map(|(ahead_ms, _)| ahead_ms),
+                round_trip_ms: clock.map_or(0, |(_, round_trip_ms)| round_trip_ms),
+                silent_ms,
+            }
+        };
+        self.lock().iter().map(|(host, seat)| (*host, seen(seat))).collect()
     }
 
     /// How many there are.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dunlin_model::Level;
 use dunlin_model::capabilities::{
     Accel, AccelProbe, DriverCapabilities, DriverName, DriverPower, HostCapabilities,
 };
@@ -27,6 +28,8 @@ use crate::mint;
 /// What an agent knows of itself.
 #[derive(Clone, Debug)]
 pub(crate) struct FakeAgent {
+    /// The highest feature level it reads.
+    pub(crate) level: Level,
     pub(crate) cluster_uid: String,
     pub(crate) host: HostId,
     /// What it shows and believes.
@@ -121,6 +124,7 @@ impl FakeAgent {
             controllers: answer.controllers.clone(),
             keyring: given(&key, answer),
             instance: mint::secret(),
+            level: Level::NEWEST,
             seen: Arc::default(),
         }
     }
@@ -134,7 +138,7 @@ impl FakeAgent {
             instance: self.instance.clone(),
             agent_version: "fake".into(),
             capabilities: Some(capabilities().to_wire()),
-            level: dunlin_model::Level::NEWEST.0,
+            level: self.level.0,
         };
         to.send(v1::FromAgent { message: Some(from_agent::Message::Hello(hello)) }).await.unwrap();
         let from = gate(&self.keyring, endpoint).session(ReceiverStream::new(stream)).await?.into_inner();

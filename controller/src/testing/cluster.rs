@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use dunlin_model::capabilities::DriverName;
 use dunlin_model::identity::Authority;
 use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ControllerId, ErrorCode, Identity, Kind, Object, Role, Timestamp};
+use dunlin_model::{ControllerId, ErrorCode, Identity, Kind, Level, Object, Role, Timestamp};
 use dunlin_pki::{Clock, Grant, KeyPair, Keyring, Ring, Shown, Trust, pem_certificates, sign};
 use dunlin_proto::v1::fleet_client::FleetClient;
 use dunlin_proto::v1::identities_client::IdentitiesClient;
+use dunlin_proto::v1::operator_client::OperatorClient;
 use dunlin_proto::{Fault, Wire as _, v1};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
@@ -89,6 +90,21 @@ impl Cluster {
     pub(crate) async fn start_one(&mut self, id: u64) {
         let controller = Controller::start(self.configs[&id].clone()).await.unwrap();
         self.running.insert(id, controller);
+    }
+
+    /// From its next start on, a controller reads no more than that.
+    pub(crate) fn set_level(&mut self, id: u64, level: Level) {
+        self.configs.get_mut(&id).unwrap().level = level;
+    }
+
+    /// Starts a controller that must refuse to.
+    pub(crate) async fn refuses(&self, id: u64) -> crate::RunError {
+        Controller::start(self.configs[&id].clone()).await.unwrap_err()
+    }
+
+    /// The Operator service of a controller, as the admin sees it.
+    pub(crate) fn operator(&self, id: u64) -> OperatorClient<Channel> {
+        OperatorClient::new(self.channel(id, &self.admin))
     }
 
     pub(crate) async fn stop_one(&mut self, id: u64) {

@@ -8,4 +8,5 @@ mod observing;
 mod rest;
 mod stored;
 mod trust;
+mod upgrading;
 mod watching;
