@@ -366,7 +366,7 @@ fn is_foreign(status: &tonic::Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(inner) = cause {
         let wrapped = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if inner.is::<NotOurs>() || wrapped.is_some_and(|wrapped| wrapped.is::<NotOurs>()) {
+        if inner.is::<NotOurs>() || wrapped.and_then(|wrapped| wrapped.downcast_ref::<NotOurs>()).is_some() {
             return true;
         }
         cause = inner.source();

@@ -2,7 +2,7 @@
 
 use dunlin_model::ErrorCode;
 
-use crate::failure::{EXIT_DIFFERS, EXIT_OTHER, EXIT_WAIT};
+use crate::failure::{EXIT_DIFFERS, EXIT_OTHER, EXIT_SICK, EXIT_WAIT};
 
 /// Markdown, generated from the code so that it cannot drift.
 pub(crate) fn table() -> String {
@@ -24,8 +24,8 @@ pub(crate) fn table() -> String {
     }
     text.push_str(&format!(
         "\nThe CLI also exits with 0 (done), {EXIT_OTHER} (this machine: a file, a daemon, a local fleet), 2 (what was typed is \
-         not right), {EXIT_WAIT} (`--wait` saw it end otherwise, or the time was up) and {EXIT_DIFFERS} (`diff` shows something that \
-         `apply` would change).\n"
+         not right), {EXIT_WAIT} (`--wait` saw it end otherwise, or the time was up), {EXIT_DIFFERS} (`diff` shows something that `apply` \
+         would change) and {EXIT_SICK} (`doctor` found an error).\n"
     ));
     text
 }

@@ -1,7 +1,9 @@
 //! What is wrong with a cluster, and what to do about it: judged from what each controller tells of itself. Pure; whoever was
 //! asked gathers the facts (`api/inspect.rs`), with or without a quorum.
 
-use dunlin_model::host::HostPhase;
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_model::host::{HostPhase, HostStatus};
 use dunlin_model::{ControllerId, HostId, Identity, Level, Timestamp};
 use dunlin_state::State;
 
@@ -17,6 +19,8 @@ const SYNC_SLOW_US: u64 = 50_000;
 const SYNC_BROKEN_US: u64 = 300_000;
 /// Free space below which it is time to do something: a thousand times what is kept back for the core, bytes.
 const SPACE_LOW_BYTES: u64 = 16 * IMAGE_RESERVE_BYTES;
+/// Free space below which a host's guests soon want for it, MiB: a guest writes so much within minutes.
+const HOST_SPACE_LOW_MIB: u64 = 1024;
 /// A certificate with less than this left is not being renewed, ms: that is tried from half of its life on, a week before.
 const CERTIFICATE_LATE_MS: u64 = 3 * 24 * 3600 * 1000;
 /// Entries a controller may be behind while the fleet is written to: a second's worth.
@@ -93,7 +97,7 @@ pub(crate) fn judge(state: &State, patients: &[Patient], now: Timestamp) -> Vec<
         ("quorum", "every controller answers, and one leads"),
         ("clock", "clocks agree"),
         ("disk", "the log's disks are quick"),
-        ("space", "there is room on the controllers' disks"),
+        ("space", "there is room on the disks"),
         ("certificate", "certificates hold for days, and are being renewed"),
         ("version", "controllers and agents are of one release, and the level is its highest"),
         ("host", "every host's agent holds a session and answers"),
@@ -157,7 +161,7 @@ fn quorum(patients: &[Patient], found: &mut Vec<Finding>) {
         let advice = "it catches up by itself; if not, its disk or its network is slow";
         say(found, Grade::Warning, "quorum", &format!("controller {id}"), what, advice);
     }
-    let leaders: std::collections::BTreeSet<_> = told().filter_map(|(_, told)| told.leader).collect();
+    let leaders: BTreeSet<_> = told().filter_map(|(_, told)| told.leader).collect();
     if leaders.len() > 1 {
         let what = format!("controllers name different leaders: {leaders:?}");
         say(found, Grade::Warning, "quorum", "cluster", what, "ask again in a moment");
@@ -207,7 +211,7 @@ fn certificate(about: &str, expires: Timestamp, now: Timestamp, advice: &str, fo
 
 fn releases(state: &State, patients: &[Patient], found: &mut Vec<Finding>) {
     let told: Vec<_> = patients.iter().filter_map(|one| one.told.as_ref()).collect();
-    let versions: std::collections::BTreeSet<_> = told.iter().map(|told| told.version.as_str()).collect();
+    let versions: BTreeSet<_> = told.iter().map(|told| told.version.as_str()).collect();
     if versions.len() > 1 {
         let all: Vec<_> = versions.iter().copied().collect();
         let what = format!("controllers are of releases {}", all.join(" and "));
@@ -225,69 +229,85 @@ fn releases(state: &State, patients: &[Patient], found: &mut Vec<Finding>) {
 
 fn hosts(state: &State, patients: &[Patient], now: Timestamp, found: &mut Vec<Finding>) {
     let leader = patients.iter().filter_map(|one| one.told.as_ref()).find(|told| told.leads);
+    let seen: BTreeMap<_, _> =
+        leader.iter().flat_map(|told| &told.hosts).map(|told| (told.host, told)).collect();
+    let newest: BTreeMap<_, _> = state
+        .trust()
+        .holders()
+        .filter_map(|(who, holder)| Some((who, holder.issued.iter().map(|issued| issued.expires).max()?)))
+        .collect();
     for host in state.hosts() {
-        let (about, status) = (format!("host {}", host.metadata.name), &host.status);
-        let seen = leader.and_then(|told| told.hosts.iter().find(|told| told.host == host.metadata.uid));
-        if status.phase != HostPhase::Up {
-            let minutes = now.0.saturating_sub(status.since.0) / 60_000;
-            let what = format!("is {:?} since {minutes} minutes: {}", status.phase, status.message);
+        let uid = host.metadata.uid;
+        let about = format!("host {}", host.metadata.name);
+        if host.status.phase != HostPhase::Up {
+            let minutes = now.0.saturating_sub(host.status.since.0) / 60_000;
+            let what = format!("is {:?} since {minutes} minutes: {}", host.status.phase, host.status.message);
             let advice = "is the machine on, its agent running, and can it reach a controller? `dunlin host remove` if it is gone for good";
             say(found, Grade::Error, "host", &about, what, advice);
             continue;
         }
-        match seen {
-            Some(seen) if seen.silent_ms > SILENT_MS => {
-                let what = format!("its agent was last heard {} s ago", seen.silent_ms / 1_000);
-                say(
-                    found,
-                    Grade::Warning,
-                    "host",
-                    &about,
-                    what,
-                    "look at the agent's log and at the network",
-                );
-            }
-            None if leader.is_some() => {
-                let what = "its agent has not come to the leader yet".to_owned();
-                say(
-                    found,
-                    Grade::Warning,
-                    "host",
-                    &about,
-                    what,
-                    "ask again in some seconds; then look at its log",
-                );
-            }
-            _ => {}
+        if leader.is_some() {
+            session(&about, seen.get(&uid).copied(), found);
         }
-        if let Some(ahead_ms) = seen.and_then(|seen| seen.ahead_ms) {
-            clock(&about, ahead_ms, found);
-        }
-        if let Some((_, holder)) =
-            state.trust().holders().find(|(who, _)| **who == Identity::Host(host.metadata.uid))
-            && let Some(newest) = holder.issued.iter().map(|issued| issued.expires).max()
-        {
+        if let Some(expires) = newest.get(&Identity::Host(uid)) {
             let advice = "its agent renews it over its session: look at its log; a new token lets it back in";
-            certificate(&about, newest, now, advice, found);
+            certificate(&about, *expires, now, advice, found);
         }
-        if status.agent_version != env!("CARGO_PKG_VERSION") {
-            let what = format!("its agent is of release {}", status.agent_version);
-            let advice = "upgrade it: guests go on meanwhile (docs/operating.md)";
-            say(found, Grade::Warning, "version", &about, what, advice);
-        }
-        for driver in &status.capabilities.drivers {
-            if !driver.accels.iter().any(|accel| accel.usable) {
-                let why: Vec<_> = driver.accels.iter().map(|accel| accel.evidence.as_str()).collect();
-                let what = format!("its driver {} can run nothing: {}", driver.name, why.join("; "));
-                let advice = "install what is missing there, or leave the driver out of --driver; then restart the agent";
-                say(found, Grade::Warning, "driver", &about, what, advice);
-            }
+        equipment(&about, &host.status, found);
+    }
+}
+
+/// What the leader hears of an agent.
+fn session(about: &str, seen: Option<&HostTold>, found: &mut Vec<Finding>) {
+    let mut warn = |what, advice| say(found, Grade::Warning, "host", about, what, advice);
+    match seen {
+        None => warn(
+            "its agent has not come to the leader yet".to_owned(),
+            "ask again in some seconds; then look at its log",
+        ),
+        Some(seen) if seen.silent_ms > SILENT_MS => warn(
+            format!("its agent was last heard {} s ago", seen.silent_ms / 1_000),
+            "look at the agent's log and at the network",
+        ),
+        Some(_) => {}
+    }
+    if let Some(ahead_ms) = seen.and_then(|seen| seen.ahead_ms) {
+        clock(about, ahead_ms, found);
+    }
+}
+
+/// What a host says of itself.
+fn equipment(about: &str, status: &HostStatus, found: &mut Vec<Finding>) {
+    let mut warn = |check, what, advice| say(found, Grade::Warning, check, about, what, advice);
+    if status.agent_version != env!("CARGO_PKG_VERSION") {
+        let what = format!("its agent is of release {}", status.agent_version);
+        warn("version", what, "upgrade it: guests go on meanwhile (docs/operating.md)");
+    }
+    let free_mib = status.capabilities.disk_free_mib;
+    if free_mib < HOST_SPACE_LOW_MIB {
+        let what = format!("{free_mib} MiB are free for volumes and images");
+        let advice = "guests whose disks grow stop there: make room, or drain it (`dunlin host drain`)";
+        warn("space", what, advice);
+    }
+    for driver in &status.capabilities.drivers {
+        if !driver.away.is_empty() {
+            let what = format!("its driver {} is away: {}", driver.name, driver.away);
+            let advice = "its guests go on unseen: start its daemon there, and the agent finds it again";
+            warn("driver", what, advice);
+        } else if !driver.accels.iter().any(|accel| accel.usable) {
+            let why: Vec<_> = driver.accels.iter().map(|accel| accel.evidence.as_str()).collect();
+            let what = format!("its driver {} can run nothing: {}", driver.name, why.join("; "));
+            let advice =
+                "install what is missing there, or leave the driver out of --driver; then restart the agent";
+            warn("driver", what, advice);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use dunlin_model::capabilities::{Accel, AccelProbe, DriverCapabilities, HostCapabilities};
+
     use super::*;
 
     fn well(id: u64) -> Patient {
@@ -348,5 +368,49 @@ mod tests {
         one_lost[1].told = None;
         let (grade, _, what) = found(&one_lost, "quorum");
         assert!(grade == Grade::Error && what.starts_with("1 of 3 controllers"), "{what}");
+    }
+    /// What an agent shows of itself and of its host is judged too, and one of which nothing is wrong is not named.
+    #[test]
+    fn each_trouble_of_a_host_is_found() {
+        let accel = AccelProbe { accel: Accel::Tcg, usable: true, evidence: "no /dev/kvm".into() };
+        let driver = DriverCapabilities { accels: vec![accel], ..DriverCapabilities::default() };
+        let capabilities =
+            HostCapabilities { disk_free_mib: 50_000, drivers: vec![driver], ..HostCapabilities::default() };
+        let agent_version = env!("CARGO_PKG_VERSION").to_owned();
+        let well = HostStatus { capabilities, agent_version, ..HostStatus::default() };
+        let told = HostTold {
+            host: HostId(uuid::Uuid::nil()),
+            level: Level::NEWEST,
+            ahead_ms: Some(3),
+            silent_ms: 1_900,
+        };
+        let check = |change: &dyn Fn(&mut HostStatus, &mut HostTold), finds: Option<(&str, &str)>| {
+            let (mut status, mut told, mut found) = (well.clone(), told.clone(), Vec::new());
+            change(&mut status, &mut told);
+            session("host h1", Some(&told), &mut found);
+            equipment("host h1", &status, &mut found);
+            match finds {
+                None => assert_eq!(found, []),
+                Some((check, words)) => {
+                    assert_eq!(found.len(), 1, "{found:?}");
+                    assert!(found[0].check == check && found[0].found.contains(words), "{found:?}");
+                    assert!(found[0].grade == Grade::Warning && !found[0].advice.is_empty(), "{found:?}");
+                }
+            }
+        };
+        check(&|_, _| {}, None);
+        check(&|_, told| told.silent_ms = 7_000, Some(("host", "7 s ago")));
+        check(&|_, told| told.ahead_ms = Some(-2_500), Some(("clock", "2.500 s behind")));
+        check(&|status, _| status.agent_version = "0".into(), Some(("version", "release 0")));
+        check(&|status, _| status.capabilities.disk_free_mib = 900, Some(("space", "900 MiB")));
+        let driver = |status: &mut HostStatus, away: &str, usable| {
+            status.capabilities.drivers[0].away = away.into();
+            status.capabilities.drivers[0].accels[0].usable = usable;
+        };
+        check(&|status, _| driver(status, "it hangs", true), Some(("driver", "is away: it hangs")));
+        check(&|status, _| driver(status, "", false), Some(("driver", "can run nothing: no /dev/kvm")));
+        let mut found = Vec::new();
+        session("host h1", None, &mut found);
+        assert_eq!(found.len(), 1, "it has not come to this leader");
     }
 }

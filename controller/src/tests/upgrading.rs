@@ -75,7 +75,7 @@ async fn nothing_new_is_written_before_all_can_read_it() {
     cluster.set_level(old, Level::OLDEST);
     match cluster.refuses(old).await {
         RunError::TooOld(too_old) => {
-            assert!(too_old.to_string().contains("install the release"), "{too_old}")
+            assert!(too_old.to_string().contains("install the release"), "{too_old}");
         }
         other => panic!("{other}"),
     }
