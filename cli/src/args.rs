@@ -338,6 +338,9 @@ pub(crate) enum ClusterVerb {
     Policy,
     /// Raise the feature level, once every controller and agent reads the next one
     Upgrade {
+        /// To which level [default: the highest that any controller reads]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        to: Option<u32>,
         /// Although hosts are down, of which nobody knows what their agents read
         #[arg(long)]
         force: bool,

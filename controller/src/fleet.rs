@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read, Write};
 
 use dunlin_model::cluster::Controller;
-use dunlin_state::{Command, Outcome, Rejected, State, apply, snapshot};
+use dunlin_state::{Command, Outcome, Rejected, State, apply, readable, snapshot};
 
 use crate::raft::{self, Machine};
 
@@ -15,6 +15,10 @@ pub(crate) type View = raft::View<State>;
 impl Machine for State {
     type Command = Command;
     type Outcome = Result<Outcome, Rejected>;
+
+    fn refuses(&self, command: &Command) -> Option<Self::Outcome> {
+        readable(self, command).err().map(Err)
+    }
 
     fn apply(&mut self, stamp: raft::Stamp, command: &Command) -> Self::Outcome {
         let stamp = dunlin_state::Stamp { index: stamp.index, time: stamp.time };

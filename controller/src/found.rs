@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
+use dunlin_model::Level;
 use dunlin_model::cluster::Controller;
 use dunlin_model::project::default_project;
 use dunlin_state::{Command, Rejected, State, TrustChange};
+use futures_util::future::join_all;
+use tokio::time::Instant;
 
+use crate::api::reads_level;
 use crate::config::CLUSTER_NAME;
 use crate::fleet::{Replica, controllers};
 use crate::node::Node;
@@ -15,6 +19,9 @@ use crate::{Config, raft};
 
 /// How long to wait before trying again what could not be committed.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long a cluster that is being founded waits for all its controllers to say what they read: they are started together. Without
+/// them it begins at the oldest level, and is raised when they are there.
+const FOUNDERS_WAIT: Duration = Duration::from_secs(3);
 
 /// Opens this controller's copy of the fleet, and forms the cluster when it is told to.
 /// `founds`: it was given the authority that a new cluster begins with; one that joined by a token never forms another.
@@ -51,7 +58,7 @@ pub(crate) async fn found(node: &Node, term: u64) {
     while members_now(node).is_empty() {
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-    while let Some(command) = next_step(node) {
+    while let Some(command) = next_step(node).await {
         let name = match command {
             Command::FoundCluster { .. } => "founding",
             Command::Trust(_) => "authority",
@@ -73,14 +80,15 @@ pub(crate) async fn found(node: &Node, term: u64) {
     }
 }
 
-fn next_step(node: &Node) -> Option<Command> {
+async fn next_step(node: &Node) -> Option<Command> {
     let view = node.replica.read();
     let wanted = members_now(node);
     if view.cluster().is_none() {
         let uid = node.replica.cluster()?;
         let unnamed = || CLUSTER_NAME.parse().expect("a word is a name");
         let name = node.config.cluster_name.clone().unwrap_or_else(unnamed);
-        return Some(Command::FoundCluster { uid, name, controllers: wanted });
+        let level = common_level(node, &wanted).await;
+        return Some(Command::FoundCluster { uid, name, controllers: wanted, level });
     }
     if view.trust().signer().is_none()
         && let Some((authority, issued)) = node.keys.founding()
@@ -93,6 +101,28 @@ fn next_step(node: &Node) -> Option<Command> {
         return Some(Command::SeedRights);
     }
     (controllers(&view) != wanted).then_some(Command::SetControllers { controllers: wanted })
+}
+
+/// The highest level that all controllers of a new cluster read. One that does not say may be of any release.
+async fn common_level(node: &Node, controllers: &[Controller]) -> Level {
+    let others: Vec<_> = controllers.iter().filter(|one| one.id != node.config.id).collect();
+    let began = Instant::now();
+    loop {
+        let ask = others.iter().map(|other| reads_level(&node.peers, &other.endpoint));
+        let told: Option<Vec<_>> = join_all(ask).await.into_iter().collect();
+        match told {
+            Some(told) => {
+                return told.into_iter().map(|(_, reads)| reads).fold(node.config.level, Level::min);
+            }
+            None if began.elapsed() < FOUNDERS_WAIT => tokio::time::sleep(RETRY_PAUSE).await,
+            None => {
+                tracing::warn!(
+                    "not every controller answers: the cluster is founded at the oldest feature level"
+                );
+                return Level::OLDEST;
+            }
+        }
+    }
 }
 
 /// The members of the replicated core, each with the endpoint this controller was told of, or else the one the cluster

@@ -6,7 +6,7 @@
 //!   an agent that does not: its Hello is refused, with the reason; its guests go on
 //! ```
 
-use dunlin_model::{ErrorCode, Level};
+use dunlin_model::{ControllerId, ErrorCode, Level};
 use dunlin_proto::Fault;
 use dunlin_state::Command;
 use futures_util::future::join_all;
@@ -14,6 +14,9 @@ use futures_util::future::join_all;
 use crate::api::{carry, reads_level, rejected_fault};
 use crate::members::{self, Tell};
 use crate::node::Node;
+
+/// Hosts that are named in a refusal: more would not be read.
+const NAMED_MAX: usize = 20;
 
 /// This release is too old for its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,85 +48,98 @@ pub(crate) async fn outgrown(node: &Node) -> TooOld {
     }
 }
 
-/// Raises the level as far as the leader's release reads, step by step.
-pub(crate) async fn raise(
-    node: &Node,
-    term: u64,
-    force: bool,
-    dry_run: bool,
-    tell: Tell<'_>,
-) -> Result<(), Fault> {
-    loop {
-        let level = node.replica.read().level();
-        let to = Level(level.0 + 1);
-        if level >= node.config.level {
-            tell(format!(
-                "everything is written at level {level}, the highest that the leader's release reads"
-            ));
-            return Ok(());
-        }
-        controllers_read(node, to).await?;
-        hosts_read(node, to, force)?;
-        if dry_run {
-            tell(format!("every controller and agent reads level {to}; it could be raised from {level}"));
-            return Ok(());
-        }
+/// What is asked of [`raise`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raise {
+    /// How far; none: as far as any controller reads.
+    pub(crate) to: Option<Level>,
+    /// Although hosts are down.
+    pub(crate) force: bool,
+    /// Say only whether it could be done.
+    pub(crate) dry_run: bool,
+}
+
+/// A controller, its release and what it reads; none: it does not say.
+type Reader = (ControllerId, Option<(String, Level)>);
+
+/// Raises the level, step by step.
+pub(crate) async fn raise(node: &Node, term: u64, asked: Raise, tell: Tell<'_>) -> Result<(), Fault> {
+    let refuse = |message: String| Err(Fault::new(ErrorCode::WrongState, message));
+    let readers = readers(node).await;
+    let highest = readers.iter().filter_map(|(_, reads)| Some(reads.as_ref()?.1)).max().unwrap_or_default();
+    let level = node.replica.read().level();
+    let to = asked.to.unwrap_or(highest.max(level));
+    if to < level {
+        return refuse(format!("everything is written at level {level}, and levels never fall: not to {to}"));
+    }
+    if to == level {
+        let more = if level >= highest { ", the highest that any controller reads" } else { "" };
+        tell(format!("everything is written at level {level} already{more}"));
+        return Ok(());
+    }
+    let mut behind = controllers_behind(&readers, to);
+    behind.extend(agents_behind(node, to, asked.force));
+    if !behind.is_empty() {
+        return refuse(behind.join("; "));
+    }
+    if asked.dry_run {
+        tell(format!("every controller and agent reads level {to}; it could be raised from {level}"));
+        return Ok(());
+    }
+    for step in level.0 + 1..=to.0 {
+        let to = Level(step);
         let proposed = node.replica.propose_in_term(term, &Command::RaiseLevel { to }).await;
         proposed.map_err(|e| carry::propose_fault(&e))?.map_err(rejected_fault)?;
         tell(format!("everything is written at level {to} from now on"));
     }
+    Ok(())
 }
 
-async fn controllers_read(node: &Node, to: Level) -> Result<(), Fault> {
-    let refuse = |message: String| Err(Fault::new(ErrorCode::WrongState, message));
+async fn readers(node: &Node) -> Vec<Reader> {
     let seen = members::list(node).await;
     let ask = seen.iter().map(|one| async {
         let reads = match one.id == node.config.id {
-            true => Some((String::new(), node.config.level)),
+            true => Some((env!("CARGO_PKG_VERSION").to_owned(), node.config.level)),
             false => reads_level(&node.peers, &one.member.api).await,
         };
         (one.id, reads)
     });
-    for (id, reads) in join_all(ask).await {
-        match reads {
-            None => {
-                return refuse(format!(
-                    "controller {id} does not answer, so nobody knows what it reads: start it, or remove it"
-                ));
-            }
-            Some((version, reads)) if reads < to => {
-                let release =
-                    if version.is_empty() { String::new() } else { format!(" of release {version}") };
-                return refuse(format!(
-                    "controller {id}{release} reads up to level {reads}, not {to}: upgrade it first"
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
+    join_all(ask).await
 }
 
-fn hosts_read(node: &Node, to: Level, force: bool) -> Result<(), Fault> {
-    let refuse = |message: String| Err(Fault::new(ErrorCode::WrongState, message));
+/// Controllers that hold it back, each with what to do.
+fn controllers_behind(readers: &[Reader], to: Level) -> Vec<String> {
+    let behind = readers.iter().filter_map(|(id, reads)| match reads {
+        Some((_, reads)) if *reads >= to => None,
+        Some((version, reads)) => {
+            let release = if version.is_empty() { String::new() } else { format!(" of release {version}") };
+            Some(format!("controller {id}{release} reads up to level {reads}, not {to}: upgrade it first"))
+        }
+        None => Some(format!(
+            "controller {id} does not answer, so nobody knows what it reads: start it, or remove it"
+        )),
+    });
+    behind.collect()
+}
+
+/// Hosts whose agents hold it back, each with what to do.
+fn agents_behind(node: &Node, to: Level, force: bool) -> Vec<String> {
     let (view, seen) = (node.replica.read(), node.sessions.seen());
-    for host in view.hosts() {
+    let behind = view.hosts().filter_map(|host| {
         let name = &host.metadata.name;
         match seen.get(&host.metadata.uid) {
             Some(seen) if seen.level < to => {
                 let (version, reads) = (&host.status.agent_version, seen.level);
-                return refuse(format!(
+                Some(format!(
                     "the agent of host {name}, of release {version}, reads up to level {reads}, not {to}: upgrade it first"
-                ));
+                ))
             }
-            None if !force => {
-                return refuse(format!(
-                    "host {name} holds no session, so nobody knows what its agent reads: start it or remove it; or use \
-                     --force, and it is let in again when it is upgraded"
-                ));
-            }
-            _ => {}
+            None if !force => Some(format!(
+                "host {name} holds no session, so nobody knows what its agent reads: start it or remove it; or use --force, and \
+                 it is let in again when it is upgraded"
+            )),
+            _ => None,
         }
-    }
-    Ok(())
+    });
+    behind.take(NAMED_MAX).collect()
 }

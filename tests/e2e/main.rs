@@ -21,3 +21,4 @@ mod provider;
 mod restart;
 mod rights;
 mod site;
+mod upgrade;

@@ -93,6 +93,10 @@ fn one_id_from_the_command_to_the_driver() -> anyhow::Result<()> {
 #[test]
 fn the_doctor_and_the_stranger() -> anyhow::Result<()> {
     let (site, other) = (Site::new()?, Site::new()?);
+    let old = site.controller_with(&site.path("c"), &["--level", "1"])?;
+    site.wait_answering()?;
+    old.kill()?;
+    // Its level could be raised now: that is a warning.
     let _one = site.controller(&site.path("c"))?;
     let _two = other.controller(&other.path("c"))?;
     site.wait_answering()?;

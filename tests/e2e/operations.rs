@@ -18,16 +18,23 @@ type Restore<'a> = dyn Fn(&str, &Path, &[&str]) -> anyhow::Result<Output> + 'a;
 const BEFORE: usize = 40;
 
 /// Several controllers on loopback, started one by one.
-struct Controllers {
-    site: Site,
-    running: BTreeMap<u64, Daemon>,
-    addresses: BTreeMap<u64, (String, String)>,
+pub(crate) struct Controllers {
+    pub(crate) site: Site,
+    pub(crate) running: BTreeMap<u64, Daemon>,
+    pub(crate) addresses: BTreeMap<u64, (String, String)>,
+    /// Those that are started from now on read no more than that.
+    pub(crate) level: Option<&'static str>,
 }
 
 impl Controllers {
     /// Controllers 1 to `count` as one new cluster.
     fn found(count: u64) -> anyhow::Result<Self> {
-        let mut this = Self::none()?;
+        Self::found_reading(count, None)
+    }
+
+    /// The same, by controllers that read no more than a level.
+    pub(crate) fn found_reading(count: u64, level: Option<&'static str>) -> anyhow::Result<Self> {
+        let mut this = Self { level, ..Self::none()? };
         for id in 1..=count {
             this.address(id)?;
         }
@@ -40,7 +47,8 @@ impl Controllers {
     }
 
     fn none() -> anyhow::Result<Self> {
-        Ok(Self { site: Site::new()?, running: BTreeMap::new(), addresses: BTreeMap::new() })
+        let (running, addresses) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { site: Site::new()?, running, addresses, level: None })
     }
 
     fn address(&mut self, id: u64) -> anyhow::Result<()> {
@@ -49,12 +57,12 @@ impl Controllers {
         Ok(())
     }
 
-    fn member(&self, id: u64) -> String {
+    pub(crate) fn member(&self, id: u64) -> String {
         let (api, raft) = &self.addresses[&id];
         format!("{id}={api}/{raft}")
     }
 
-    fn start(&mut self, id: u64, members: &[String], join: bool) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, id: u64, members: &[String], join: bool) -> anyhow::Result<()> {
         let token = match join {
             true => self.ok(&["token", "create", "--role", "controller"])?.trim().to_owned(),
             false => String::new(),
@@ -70,19 +78,22 @@ impl Controllers {
             words.push("--join");
             controllers.iter().for_each(|api| words.extend(["--controller", api]));
         }
+        if let Some(level) = self.level {
+            words.extend(["--level", level]);
+        }
         let daemon = self.site.start(&format!("c{id}"), &words, vars)?;
         self.running.insert(id, daemon);
         Ok(())
     }
 
     /// A controller that waits to be taken in.
-    fn join(&mut self, id: u64) -> anyhow::Result<()> {
+    pub(crate) fn join(&mut self, id: u64) -> anyhow::Result<()> {
         self.address(id)?;
         let member = self.member(id);
         self.start(id, &[member], true)
     }
 
-    fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+    pub(crate) fn kill(&mut self, id: u64) -> anyhow::Result<()> {
         self.running.remove(&id).context("it does not run")?.kill()
     }
 
@@ -91,17 +102,17 @@ impl Controllers {
         apis.collect::<Vec<_>>().join(",")
     }
 
-    fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
+    pub(crate) fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
         run(&self.site, &self.endpoints(), words)
     }
 
-    fn ok(&self, words: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn ok(&self, words: &[&str]) -> anyhow::Result<String> {
         let told = self.run(words)?.ok().with_context(|| format!("dunlin {}", words.join(" ")))?;
         println!("$ dunlin {}\n{}", words.join(" "), told.trim_end());
         Ok(told)
     }
 
-    fn refused(&self, words: &[&str], says: &[&str]) -> anyhow::Result<()> {
+    pub(crate) fn refused(&self, words: &[&str], says: &[&str]) -> anyhow::Result<()> {
         let output = self.run(words)?;
         println!("$ dunlin {}\n{}", words.join(" "), output.stderr.trim_end());
         ensure!(output.status != 0, "{words:?} was not refused");
@@ -111,7 +122,7 @@ impl Controllers {
         })
     }
 
-    fn add(&self, verb: &[&str], id: u64) -> anyhow::Result<String> {
+    pub(crate) fn add(&self, verb: &[&str], id: u64) -> anyhow::Result<String> {
         let (number, (api, raft)) = (id.to_string(), &self.addresses[&id]);
         self.ok(&[&["controller"][..], verb, &[&number, api, raft]].concat())
     }
@@ -127,7 +138,7 @@ impl Controllers {
     }
 
     /// Who votes, and who leads.
-    fn voters(&self) -> anyhow::Result<(Vec<u64>, u64)> {
+    pub(crate) fn voters(&self) -> anyhow::Result<(Vec<u64>, u64)> {
         let told = self.run(&["controller", "list", "-o", "json"])?.ok()?;
         let told: serde_json::Value = serde_json::from_str(&told)?;
         let items = told["items"].as_array().context("no items")?;
@@ -136,7 +147,7 @@ impl Controllers {
         Ok((voters.collect(), leader.context("nobody leads")?))
     }
 
-    fn names(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn names(&self) -> anyhow::Result<Vec<String>> {
         let told = self.run(&["vm", "list", "-o", "json"])?.ok()?;
         let told: serde_json::Value = serde_json::from_str(&told)?;
         let items = told["items"].as_array().into_iter().flatten();
@@ -161,14 +172,14 @@ fn run_as(contexts: &Path, endpoints: &str, words: &[&str]) -> anyhow::Result<Ou
 }
 
 /// Creates VMs one after the other until told to stop; returns the names of those that were acknowledged.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     thread: JoinHandle<anyhow::Result<Vec<String>>>,
 }
 
 impl Load {
-    fn start(all: &Controllers, called: &str) -> Self {
+    pub(crate) fn start(all: &Controllers, called: &str) -> Self {
         let (contexts, endpoints) = (all.site.path("contexts.yaml"), all.endpoints());
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, count, called) = (Arc::clone(&stop), Arc::clone(&made), called.to_owned());
@@ -187,7 +198,7 @@ impl Load {
     }
 
     /// Waits until so many more were made.
-    fn more(&self, many: usize) -> anyhow::Result<()> {
+    pub(crate) fn more(&self, many: usize) -> anyhow::Result<()> {
         let goal = self.made.load(Ordering::Relaxed) + many;
         eventually("the load goes on", LIMIT, || {
             let made = self.made.load(Ordering::Relaxed);
@@ -195,7 +206,7 @@ impl Load {
         })
     }
 
-    fn end(self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn end(self) -> anyhow::Result<Vec<String>> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the load panicked"))?
     }
@@ -331,7 +342,7 @@ fn a_backup_is_brought_back() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wait_host(all: &Controllers, phase: &str) -> anyhow::Result<()> {
+pub(crate) fn wait_host(all: &Controllers, phase: &str) -> anyhow::Result<()> {
     eventually(&format!("h1 is {phase}"), LIMIT, || {
         let told =
             all.run(&["host", "show", "h1", "-o", "json"]).and_then(Output::ok).map_err(|e| e.to_string())?;

@@ -149,7 +149,12 @@ impl World {
     fn found(&mut self) {
         let uid = ClusterId(self.rng.uuid());
         let controllers = (0..MEMBERS).map(member).collect();
-        self.first(Command::FoundCluster { uid, name: "sim".parse().expect("a name"), controllers });
+        self.first(Command::FoundCluster {
+            uid,
+            name: "sim".parse().expect("a name"),
+            controllers,
+            level: dunlin_model::Level::NEWEST,
+        });
         for n in 0..self.hosts.len() {
             let (sha256, expires) = (format!("token{n}"), Timestamp::MAX);
             let write = Write::CreateToken { sha256: sha256.clone(), role: Role::Host, expires };

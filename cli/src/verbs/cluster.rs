@@ -61,9 +61,9 @@ pub(crate) struct CapacityArgs {
 }
 
 pub(crate) async fn run(session: &Session, verb: ClusterVerb) -> Result<(), Failure> {
-    if let ClusterVerb::Upgrade { force, dry_run } = verb {
+    if let ClusterVerb::Upgrade { to, force, dry_run } = verb {
         let call = async |mut client: controller::Client| {
-            client.upgrade(v1::UpgradeRequest { force, dry_run }).await
+            client.upgrade(v1::UpgradeRequest { force, dry_run, to: to.unwrap_or(0) }).await
         };
         return controller::follow(session.fleet.operate(call).await?).await;
     }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dunlin_model::rights::Verb;
-use dunlin_model::{ControllerId, ErrorCode, Invalid, Kind};
+use dunlin_model::{ControllerId, ErrorCode, Invalid, Kind, Level};
 use dunlin_proto::v1::operator_client::OperatorClient;
 use dunlin_proto::v1::operator_server::{Operator, OperatorServer};
 use dunlin_proto::{Fault, v1};
@@ -22,7 +22,7 @@ use crate::backup;
 use crate::members::{self, Addition};
 use crate::node::Node;
 use crate::rights::{self, Caller};
-use crate::upgrade;
+use crate::upgrade::{self, Raise};
 
 /// News and chunks on their way to the client: a slow one holds up nothing but its own call.
 const WAITING: usize = 16;
@@ -159,7 +159,9 @@ impl Operator for Operations {
         request: Request<v1::UpgradeRequest>,
     ) -> Result<Response<Self::UpgradeStream>, Status> {
         let work = |node: Arc<Node>, term, asked: v1::UpgradeRequest, news: News| async move {
-            upgrade::raise(&node, term, asked.force, asked.dry_run, &|text| news.tell(text)).await
+            let to = (asked.to > 0).then_some(Level(asked.to));
+            let asked = Raise { to, force: asked.force, dry_run: asked.dry_run };
+            upgrade::raise(&node, term, asked, &|text| news.tell(text)).await
         };
         self.long("raise the feature level", request, work, |mut leader, request| async move {
             leader.upgrade(request).await

@@ -18,6 +18,12 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// What the proposer gets back. Never written anywhere.
     type Outcome: Send + 'static;
 
+    /// Refuses what must not get into the log, because not every member of the cluster could read it. Asked of a state that may
+    /// lag behind, so what was let in once stays so.
+    fn refuses(&self, _command: &Self::Command) -> Option<Self::Outcome> {
+        None
+    }
+
     /// Runs one committed command. A refusal is an outcome like any other; a panic stops the process.
     fn apply(&mut self, stamp: Stamp, command: &Self::Command) -> Self::Outcome;
 

@@ -284,6 +284,11 @@ impl<M: Machine> Replica<M> {
         only_in_term: Option<u64>,
         command: &M::Command,
     ) -> Result<M::Outcome, ProposeError> {
+        if let Some(refusal) = self.inner.view.borrow().refuses(command) {
+            // A leader that has not caught up with its predecessors asks an old state, and another one an older still.
+            let Leadership { leader, is_me, .. } = self.inner.leadership.borrow().clone();
+            return if is_me { Ok(refusal) } else { Err(ProposeError::NotLeader { leader }) };
+        }
         let json = serde_json::to_vec(command).map_err(|error| ProposeError::Encode(error.to_string()))?;
         if json.len() > COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes: json.len(), limit: COMMAND_BYTES_MAX });

@@ -42,7 +42,12 @@ impl Fleet {
         let observed = Observed::new(Timestamp(START_MS));
         let mut fleet = Self { state: State::new(), observed, index: 0, now: START_MS };
         let uid = ClusterId(Uuid::from_u128(9));
-        fleet.ok(&Command::FoundCluster { uid, name: "c".parse().unwrap(), controllers: Vec::new() });
+        fleet.ok(&Command::FoundCluster {
+            uid,
+            name: "c".parse().unwrap(),
+            controllers: Vec::new(),
+            level: dunlin_model::Level::NEWEST,
+        });
         for number in 0..3 {
             fleet.host(number);
         }

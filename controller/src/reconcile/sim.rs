@@ -135,7 +135,12 @@ impl World {
             breaks: true,
         };
         let uid = ClusterId(world.rng.uuid());
-        world.must(&Command::FoundCluster { uid, name: "sim".parse().unwrap(), controllers: Vec::new() });
+        world.must(&Command::FoundCluster {
+            uid,
+            name: "sim".parse().unwrap(),
+            controllers: Vec::new(),
+            level: dunlin_model::Level::NEWEST,
+        });
         for index in 0..world.hosts.len() {
             let expires = Timestamp(now + 1_000_000);
             let write = Write::CreateToken { sha256: format!("token{index}"), role: Role::Host, expires };

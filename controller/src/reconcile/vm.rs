@@ -1,9 +1,9 @@
 //! What the hosts' reports mean for each VM. A migration in Switching decides for its VM itself.
 
-use dunlin_model::HostId;
 use dunlin_model::migration::MigrationPhase;
 use dunlin_model::observed::{EndCause, ObservedVm, Process, SavedFile};
 use dunlin_model::vm::{Power, SavedState, Vm, VmPhase};
+use dunlin_model::{HostId, Level};
 use dunlin_state::{Command, Seen, State};
 
 use super::observed::{HostView, Observed, Sight};
@@ -49,7 +49,8 @@ fn bound(state: &State, observed: &Observed, vm: &Vm, commands: &mut Vec<Command
     let (pid, vnc) = (seen.pid, seen.vnc.clone());
     let moved = vm.status.pid != pid || vm.status.vnc != vnc;
     // What was reported before the host knew the spec says nothing of it.
-    let rebuilt = view.taken >= vm.metadata.revision
+    let rebuilt = state.level() >= Level::REBUILDING
+        && view.taken >= vm.metadata.revision
         && state.migration_of(vm).is_none_or(|m| m.status.phase == MigrationPhase::Planned)
         && seen.built != vm.status.built;
     match &seen.process {

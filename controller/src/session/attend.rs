@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::desired::DesiredSet;
 use dunlin_model::host::HostPhase;
 use dunlin_model::observed::Sample;
@@ -119,6 +120,8 @@ struct Session<'a> {
     from_agent: Streaming<v1::FromAgent>,
     to_agent: &'a ToAgentSender,
     views: watch::Receiver<View>,
+    /// What the host says of itself. The state has as much of it as its level allows.
+    capabilities: HostCapabilities,
     /// What the host was last told.
     told: Option<DesiredSet>,
     /// The authorities it was last told of, by their epoch.
@@ -146,6 +149,7 @@ impl<'a> Session<'a> {
             from_agent,
             to_agent,
             views,
+            capabilities: opened.capabilities.clone(),
             told: None,
             trusted: None,
             pinged: None,
@@ -183,6 +187,7 @@ impl<'a> Session<'a> {
                     if changed.is_err() {
                         return End::Moved;
                     }
+                    self.store_capabilities().await;
                     tell_at = tell_at.or_else(|| Some(Instant::now() + DESIRED_PAUSE));
                 }
                 () = until(tell_at) => {
@@ -228,12 +233,8 @@ impl<'a> Session<'a> {
                 self.reported |= self.node.board.take_in(self.opened.host, self.opened.session, report);
             }
             Some(from_agent::Message::Capabilities(capabilities)) => {
-                let capabilities = read(Some(capabilities), "capabilities").map_err(nonsense)?;
-                let Opened { host, session, term, .. } = *self.opened;
-                let command = Command::SetCapabilities { host, session, capabilities };
-                if let Err(error) = self.node.replica.propose_in_term(term, &command).await {
-                    tracing::debug!(%error, "capabilities were not stored");
-                }
+                self.capabilities = read(Some(capabilities), "capabilities").map_err(nonsense)?;
+                self.store_capabilities().await;
             }
             Some(from_agent::Message::Hello(_)) => {
                 let fault = Fault::new(ErrorCode::InvalidArgument, "Hello is only the first message");
@@ -254,6 +255,21 @@ impl<'a> Session<'a> {
             None => {}
         }
         Ok(())
+    }
+
+    /// When the state has not what the host says, as far as the level allows it: news, or a level that was raised.
+    async fn store_capabilities(&self) {
+        let Opened { host, session, term, .. } = *self.opened;
+        let view = self.node.replica.read();
+        let Some(stored) = view.host(host).filter(|host| host.status.session == session) else { return };
+        let capabilities = self.capabilities.clone().at(view.level());
+        if stored.status.capabilities == capabilities {
+            return;
+        }
+        let command = Command::SetCapabilities { host, session, capabilities };
+        if let Err(error) = self.node.replica.propose_in_term(term, &command).await {
+            tracing::debug!(%error, "capabilities were not stored");
+        }
     }
 
     /// By the ping that was sent last, when the agent says what time it has.

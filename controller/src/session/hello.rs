@@ -29,6 +29,8 @@ pub(super) struct Opened {
     pub(super) term: u64,
     pub(super) seat: Seat,
     pub(super) peer: Peer,
+    /// What it says of itself.
+    pub(super) capabilities: HostCapabilities,
 }
 
 /// Why it did not open.
@@ -81,8 +83,8 @@ pub(super) async fn admit(
         let message = format!("another agent with the identity of host {host} is alive at {address}");
         return Err(Closed::Refused(Fault::new(ErrorCode::AlreadyExists, message)));
     }
-    match open(node, term, host, hello.agent_version, capabilities).await {
-        Ok(session) => Ok(Opened { host, session, term, seat, peer }),
+    match open(node, term, host, hello.agent_version, &capabilities).await {
+        Ok(session) => Ok(Opened { host, session, term, seat, peer, capabilities }),
         Err(fault) => {
             node.sessions.leave(host, &seat);
             Err(fault.into())
@@ -128,12 +130,13 @@ async fn open(
     term: u64,
     host: HostId,
     agent_version: String,
-    capabilities: HostCapabilities,
+    capabilities: &HostCapabilities,
 ) -> Result<u64, Fault> {
     let mut tries = 1;
     loop {
-        let session = node.replica.read().host(host).map_or(0, |host| host.status.session) + 1;
-        let (agent_version, capabilities) = (agent_version.clone(), capabilities.clone());
+        let view = node.replica.read();
+        let session = view.host(host).map_or(0, |host| host.status.session) + 1;
+        let (agent_version, capabilities) = (agent_version.clone(), capabilities.clone().at(view.level()));
         let command = Command::OpenSession { host, session, agent_version, capabilities };
         // Before the state knows it: a host that is Up and has no session here would be given up at once.
         node.board.open(term, host, session);

@@ -71,7 +71,7 @@ pub(crate) fn capabilities() -> HostCapabilities {
         version: "0".into(),
         accels: vec![accel],
         machines: ["q35".to_owned(), "pc".to_owned(), "microvm".to_owned()].into(),
-        powers: [DriverPower::Pause, DriverPower::Migrate, DriverPower::Console].into(),
+        powers: [DriverPower::Pause, DriverPower::Migrate, DriverPower::Console, DriverPower::HotPlug].into(),
         ..DriverCapabilities::default()
     };
     HostCapabilities {

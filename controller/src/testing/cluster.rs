@@ -35,6 +35,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts `count` controllers and waits until they are one founded cluster.
     pub(crate) async fn start(count: u64) -> Self {
+        Self::start_reading(count, &BTreeMap::new()).await
+    }
+
+    /// The same, where some read no more than a level.
+    pub(crate) async fn start_reading(count: u64, levels: &BTreeMap<u64, Level>) -> Self {
         static PORT: AtomicU16 = AtomicU16::new(17_000);
         // Each process has a network of its own in 127/8, so that tests do not take each other's ports.
         let process = std::process::id();
@@ -59,6 +64,7 @@ impl Cluster {
                 peers: ids.iter().filter(|other| **other != id).map(|other| peer(*other)).collect(),
                 init: ids.iter().map(|id| ControllerId(*id)).collect(),
                 clock: clock.clone(),
+                level: levels.get(&id).copied().unwrap_or(Level::NEWEST),
                 ..single
             }
         };

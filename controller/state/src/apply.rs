@@ -48,16 +48,26 @@ pub fn apply(state: &mut State, stamp: &Stamp, command: &Command) -> Result<Outc
     Ok(Outcome { revision: state.revision, object, repeated: false })
 }
 
-fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
-    let (needs, level) = (command.level(), draft.state.level());
-    if needs > level {
-        let message =
-            format!("this needs level {needs} and the cluster is at {level}: `dunlin cluster upgrade`");
-        return Err(Rejected::new(ErrorCode::WrongState, message));
+/// Refuses what not every controller and agent would read. Whoever proposes asks this before anything is written, because a
+/// record that is in the log reaches those too that cannot read it; a state that lags behind refuses more, and never less.
+pub fn readable(state: &State, command: &Command) -> Result<(), Rejected> {
+    let (needs, level) = (command.level(), state.level());
+    if needs <= level {
+        return Ok(());
     }
+    let message = format!(
+        "this needs feature level {needs}, and the cluster is at {level}, which older releases read too: see `dunlin cluster upgrade`"
+    );
+    Err(Rejected::new(ErrorCode::WrongState, message))
+}
+
+fn dispatch(draft: &mut Draft, command: &Command) -> Result<(), Rejected> {
+    readable(draft.state, command)?;
     match command {
         Command::Write { write, .. } => dispatch_write(draft, write),
-        Command::FoundCluster { uid, name, controllers } => cluster::found(draft, *uid, name, controllers),
+        Command::FoundCluster { uid, name, controllers, level } => {
+            cluster::found(draft, *uid, name, controllers, *level)
+        }
         Command::SetControllers { controllers } => cluster::set_controllers(draft, controllers),
         Command::RaiseLevel { to } => cluster::raise_level(draft, *to),
         Command::JoinHost { token_sha256, uid, name, labels, ask } => {

@@ -13,6 +13,7 @@ pub(crate) fn found(
     uid: ClusterId,
     name: &Name,
     controllers: &[Controller],
+    level: Level,
 ) -> Result<(), Rejected> {
     if let Some(cluster) = draft.state.cluster() {
         if cluster.metadata.uid == uid {
@@ -22,7 +23,7 @@ pub(crate) fn found(
         return Err(Rejected::new(ErrorCode::AlreadyExists, message));
     }
     let metadata = draft.card::<Cluster, _>(uid, uid.0, name, &Labels::new())?;
-    let status = ClusterStatus { controllers: controllers.to_vec(), leader: None, level: Level::OLDEST };
+    let status = ClusterStatus { controllers: controllers.to_vec(), leader: None, level };
     draft.put(Cluster { metadata, spec: ClusterSpec::default(), status });
     rights::seed(draft)?;
     draft.answer(Kind::Cluster, uid.0);

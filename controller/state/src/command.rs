@@ -42,7 +42,14 @@ pub enum Command {
         write: Write,
     },
     /// The first command of a cluster.
-    FoundCluster { uid: ClusterId, name: Name, controllers: Vec<Controller> },
+    FoundCluster {
+        uid: ClusterId,
+        name: Name,
+        controllers: Vec<Controller>,
+        /// What all of them read.
+        #[serde(default, skip_serializing_if = "Level::is_oldest")]
+        level: Level,
+    },
     /// The set of controllers, or the endpoint of one, has changed.
     SetControllers { controllers: Vec<Controller> },
     /// From now on everything may be written that this level reads. Proposed once every controller and agent can.
@@ -229,6 +236,19 @@ impl Write {
             other => other,
         }
     }
+
+    fn level(&self) -> Level {
+        let of = |spec: &VmSpec| match spec.placement.resources.is_empty() {
+            true => Level::OLDEST,
+            false => Level::RESOURCES,
+        };
+        match self.inner() {
+            Self::CreateVm { spec, .. } | Self::UpdateVm { spec, .. } => of(spec),
+            Self::CreateVms { vms } => vms.iter().map(|vm| of(&vm.spec)).max().unwrap_or_default(),
+            Self::UpdateHost { resources, .. } if !resources.is_empty() => Level::RESOURCES,
+            _ => Level::OLDEST,
+        }
+    }
 }
 
 /// One of several VMs that are created together; see [`Write::CreateVm`].
@@ -310,11 +330,18 @@ pub enum MigrationEvent {
 
 impl Command {
     /// The level from which on this may be proposed. A command that comes with a later release, or with a field whose meaning
-    /// an older one must not miss, is named here with its level; below it, it is refused. `RaiseLevel` is proposed by
-    /// whoever has found out that all read it, and everything else there is every release reads.
+    /// an older one must not miss, is named here with its level; below it, it is refused. `RaiseLevel` and `FoundCluster` are
+    /// proposed by whoever has found out what all read, and everything else there is every release reads.
     #[must_use]
-    pub const fn level(&self) -> Level {
-        Level::OLDEST
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Write { write, .. } => write.level(),
+            Self::Observe { seen: Seen::Built(_), .. } => Level::REBUILDING,
+            Self::OpenSession { capabilities, .. } | Self::SetCapabilities { capabilities, .. } => {
+                capabilities.level()
+            }
+            _ => Level::OLDEST,
+        }
     }
 
     /// The same proposal without its record of why: two that differ only in that are one.

@@ -4,7 +4,7 @@ use dunlin_model::capabilities::HostCapabilities;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase, HostSpec};
 use dunlin_model::vm::{Vm, VmPhase};
-use dunlin_model::{ErrorCode, HostId, Kind, Labels, Revision, meta};
+use dunlin_model::{ErrorCode, HostId, Kind, Labels, Level, Revision, meta};
 
 use crate::draft::{Draft, refuse_stale};
 use crate::vm::{tell_down, unbind};
@@ -105,7 +105,11 @@ pub(crate) fn update(
     if host.spec != spec {
         host.spec = spec;
         host.metadata.generation = host.metadata.generation.next();
-        let message = "its rack, zone, taints or resources were changed";
+        // Events are stored: every release writes the same.
+        let message = match draft.state.level() >= Level::RESOURCES {
+            true => "its rack, zone, taints or resources were changed",
+            false => "its rack, zone or taints were changed",
+        };
         draft.event(EventLevel::Normal, "HostChanged", &host, message);
     }
     draft.put(host);

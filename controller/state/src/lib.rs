@@ -37,7 +37,7 @@ mod tracked;
 pub mod trust;
 pub mod vm;
 
-pub use apply::{Outcome, apply};
+pub use apply::{Outcome, apply, readable};
 pub use changes::{Change, Compacted};
 pub use command::{Command, MigrationEvent, NewVm, Seen, Stamp, Write};
 pub use rejected::Rejected;

@@ -6,7 +6,9 @@ use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use dunlin_model::identity::Authority;
-use dunlin_model::{ApiTokenId, Identity, Kind, Object, Revision, Secret, TaskId, Timestamp, UserId, VmId};
+use dunlin_model::{
+    ApiTokenId, Identity, Kind, Level, Object, Revision, Secret, TaskId, Timestamp, UserId, VmId,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -21,8 +23,11 @@ use crate::state::{Fence, OrderFor};
 use crate::token::Token;
 use crate::trust::{Counters, Holder};
 
-/// Version of the encoding. A reader takes this and every older one. 2 added the owners of fields.
-pub const VERSION: u32 = 2;
+/// Version of the encoding. A reader takes this and every older one. 2 added the owners of fields. 3 is 2 of a cluster whose level
+/// was raised: a release that knows no levels would not miss the fields that it does not know.
+pub const VERSION: u32 = 3;
+/// What every release reads that a cluster at the oldest level may have.
+const VERSION_UNRAISED: u32 = 2;
 /// Longest line read, bytes: one object, far larger than any that validates.
 pub const LINE_MAX: u64 = 16 << 20;
 
@@ -79,7 +84,8 @@ pub fn encode(state: &State, to: &mut impl Write) -> Result<(), SnapshotError> {
         to.write_all(b"\n").map_err(SnapshotError::Write)
     };
     let State { index, time, revision, .. } = *state;
-    put(&Line::Head { version: VERSION, index, time, revision })?;
+    let version = if state.level() > Level::OLDEST { VERSION } else { VERSION_UNRAISED };
+    put(&Line::Head { version, index, time, revision })?;
     state.objects.values().try_for_each(|object| put(&Line::Object(Arc::clone(object))))?;
     state.fences.iter().try_for_each(|(vm, fence)| put(&Line::Fence(*vm, *fence)))?;
     state.orders.iter().try_for_each(|(task, order)| put(&Line::Order(*task, *order)))?;

@@ -1,5 +1,6 @@
 //! Properties of the whole state machine, and the rules that users meet, as one story each.
 
+mod levels;
 mod owners;
 mod planners;
 mod random;
@@ -11,7 +12,7 @@ use dunlin_model::capabilities::{
 };
 use dunlin_model::migration::{MigrationCause, MigrationLimits, MigrationSpec};
 use dunlin_model::vm::{Power, VmSpec};
-use dunlin_model::{ClusterId, HostId, Labels, MigrationId, Role, Timestamp, VmId};
+use dunlin_model::{ClusterId, HostId, Labels, Level, MigrationId, Role, Timestamp, VmId};
 use uuid::Uuid;
 
 use crate::command::{Command, Seen, Stamp, Write};
@@ -53,9 +54,14 @@ pub(crate) fn capabilities() -> HostCapabilities {
 impl Fleet {
     /// A founded cluster with hosts h0, h1, ... that are Up, of 1024 MiB to sell each.
     pub(crate) fn new(hosts: u64) -> Self {
+        Self::at(Level::NEWEST, hosts)
+    }
+
+    /// The same, at a level of its own.
+    pub(crate) fn at(level: Level, hosts: u64) -> Self {
         let mut fleet = Self { state: State::new(), index: 0, now: 1_000 };
         let uid = ClusterId(Uuid::from_u64_pair(9, 9));
-        fleet.ok(&Command::FoundCluster { uid, name: "c".parse().unwrap(), controllers: Vec::new() });
+        fleet.ok(&Command::FoundCluster { uid, name: "c".parse().unwrap(), controllers: Vec::new(), level });
         for number in 0..hosts {
             fleet.ok(&fleet.token(&format!("t{number}")));
             fleet.ok(&join(number, &format!("t{number}"), "secret"));

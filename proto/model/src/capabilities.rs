@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Level;
+
 /// What an agent reports of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostCapabilities {
@@ -50,6 +52,31 @@ impl HostCapabilities {
     #[must_use]
     pub fn driver(&self, name: DriverName) -> Option<&DriverCapabilities> {
         self.drivers.iter().find(|driver| driver.name == name)
+    }
+
+    /// The level from which on everybody reads this.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        let newer = |driver: &DriverCapabilities| {
+            !driver.away.is_empty() || driver.powers.contains(&DriverPower::HotPlug)
+        };
+        if self.drivers.iter().any(newer) { Level::DRIVERS_AWAY } else { Level::OLDEST }
+    }
+
+    /// The same, as everybody reads it at that level: a driver that is away has nothing that works.
+    #[must_use]
+    pub fn at(mut self, level: Level) -> Self {
+        if level >= Level::DRIVERS_AWAY {
+            return self;
+        }
+        for driver in &mut self.drivers {
+            driver.powers.remove(&DriverPower::HotPlug);
+            let away = std::mem::take(&mut driver.away);
+            for accel in driver.accels.iter_mut().filter(|_| !away.is_empty()) {
+                (accel.usable, accel.evidence) = (false, away.clone());
+            }
+        }
+        self
     }
 }
 

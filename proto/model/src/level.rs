@@ -4,10 +4,14 @@
 //! is raised by a command of its own once every controller and agent reads the next one; it never falls. So a release can be
 //! rolled out one process at a time, and rolled back until the level is raised.
 //!
-//! | level | since | adds |
-//! | --- | --- | --- |
-//! | 1 | 0.1 | everything there was |
-//! | 2 | 0.1 | that the level itself is in the log |
+//! | level | adds |
+//! | --- | --- |
+//! | 1 | everything that the store of release 0.1 has: the one that is kept for the tests |
+//! | 2 | the level itself; resources of hosts, and what VMs take of them; specs that change while the VM runs, and how its machine is built meanwhile; drivers that are away, or plug |
+//!
+//! A level is closed by the release that has it: what comes later takes the next one. Whoever adds a command, a field or a rule of
+//! `apply` gives it a name here, says in `level()` of what carries it that it needs it, and lets `apply` do below it what it did
+//! before: controllers of two releases apply the same log, and must come to the same state.
 
 use std::fmt;
 
@@ -24,6 +28,19 @@ impl Level {
     pub const OLDEST: Self = Self(1);
     /// The highest this release reads.
     pub const NEWEST: Self = Self(2);
+
+    /// Hosts have resources besides CPUs and memory, and VMs take of them.
+    pub const RESOURCES: Self = Self(2);
+    /// Disks, NICs, vCPUs and memory may change while a VM runs; how it is built meanwhile is known.
+    pub const REBUILDING: Self = Self(2);
+    /// Drivers may be away, and may be able to plug devices.
+    pub const DRIVERS_AWAY: Self = Self(2);
+
+    /// Nothing is written where this is left out.
+    #[must_use]
+    pub fn is_oldest(&self) -> bool {
+        *self == Self::OLDEST
+    }
 }
 
 impl Default for Level {

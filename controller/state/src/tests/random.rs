@@ -7,7 +7,7 @@ use dunlin_model::migration::{Endpoint, MigrationFigures, MigrationOutcome, Migr
 use dunlin_model::task::{Act, TaskPhase, TaskSpec};
 use dunlin_model::vm::device::{Disk, DiskBus, DiskFormat, DiskSource};
 use dunlin_model::vm::{Power, Rule, SavedState, Scope, VmSpec, Wants};
-use dunlin_model::{Incarnation, Kind, Labels, Revision, Role, TaskId, Timestamp};
+use dunlin_model::{Incarnation, Kind, Labels, Level, Revision, Role, TaskId, Timestamp};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -170,7 +170,11 @@ fn plain_write(fleet: &Fleet, (_, a, b): Draw, pick: u8) -> Write {
                 rack: Some(["r0", "r1"][usize::from(b) % 2].parse().unwrap()),
                 zone: None,
                 taints: if b.is_multiple_of(16) { label("odd", "yes") } else { Labels::new() },
-                resources: BTreeMap::new(),
+                resources: if b % 5 == 0 {
+                    BTreeMap::from([("device/gpu".to_owned(), 1)])
+                } else {
+                    BTreeMap::new()
+                },
             }
         }
     }
@@ -222,6 +226,7 @@ fn command(fleet: &Fleet, draw: Draw) -> Command {
                 drain: None,
             }
         }
+        31 if a < 40 => Command::RaiseLevel { to: Level(u32::from(b % 3)) },
         30 => Command::Observe { vm, host, incarnation: Incarnation(u64::from(a)), seen: seen(b, a) },
         _ => Command::Sweep,
     }
@@ -252,7 +257,8 @@ proptest! {
     /// read back midway goes on exactly as the one that was not, and a watcher sees every change.
     #[test]
     fn any_commands_keep_the_invariants(draws in proptest::collection::vec(any::<Draw>(), 1..160), cut in 0_usize..160) {
-        let mut fleet = Fleet::new(3);
+        // Half of them begin at the oldest level, and may be raised on the way.
+        let mut fleet = Fleet::at(if cut % 2 == 0 { Level::OLDEST } else { Level::NEWEST }, 3);
         let mut restored = None;
         let start = fleet.state.clone();
         for (number, draw) in draws.into_iter().enumerate() {

@@ -4,7 +4,7 @@ use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
 use dunlin_model::vm::{Built, Power, Vm, VmPhase, VmSpec, VmStatus};
-use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Name, Revision, Secret, VmId, meta};
+use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Level, Name, Revision, Secret, VmId, meta};
 
 use super::{VmEvent, enter};
 use crate::command::NewVm;
@@ -90,7 +90,7 @@ pub(crate) fn update(
     keep_secrets(&mut spec, Some(&vm.spec))?;
     if spec != vm.spec {
         check_spec(draft.state, &spec)?;
-        refuse_rebuild(&vm, &spec)?;
+        refuse_rebuild(draft.state, &vm, &spec)?;
         quota::admit(draft.state, Some(&vm), &spec)?;
         rebuild(draft, &mut vm, &spec)?;
     }
@@ -109,16 +109,21 @@ pub(crate) fn update(
 }
 
 /// Is there a process to which disks may be given and from which they may be taken?
-fn follows(vm: &Vm) -> bool {
+fn may_follow(vm: &Vm) -> bool {
     matches!(vm.status.phase, VmPhase::Running | VmPhase::Paused)
         && vm.status.saved.is_none()
         && vm.status.migration.is_none()
         && vm.status.task.is_none()
 }
 
+/// And is everybody able to read that it follows?
+fn follows(state: &State, vm: &Vm) -> bool {
+    state.level() >= Level::REBUILDING && may_follow(vm)
+}
+
 /// While a process or saved memory may exist, the machine it belongs to stays as it is, but for what a running machine
 /// can follow, or its next start.
-fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
+fn refuse_rebuild(state: &State, vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
     let built =
         vm.status.phase.holds_reservation() || vm.status.saved.is_some() || vm.status.migration.is_some();
     let mut same = VmSpec {
@@ -128,15 +133,19 @@ fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
         ..vm.spec.clone()
     };
     let mut may = "labels, power, restart and placement";
-    if follows(vm) {
+    if follows(state, vm) {
         same = Built::of(spec).onto(&same);
         may = "labels, power, restart, placement, disks, nics, cpus and mem_mib";
     }
     if !built || same == *spec {
         return Ok(());
     }
-    let message =
+    let mut message =
         format!("VM {} is {}: only {may} can change now; stop it first", vm.metadata.name, vm.status.phase);
+    if state.level() < Level::REBUILDING && may_follow(vm) && Built::of(spec).onto(&same) == *spec {
+        let needs = Level::REBUILDING;
+        message.push_str(&format!(", or raise the feature level to {needs}: see `dunlin cluster upgrade`"));
+    }
     Err(Rejected::new(ErrorCode::WrongState, message))
 }
 
@@ -144,7 +153,7 @@ fn refuse_rebuild(vm: &Vm, spec: &VmSpec) -> Result<(), Rejected> {
 /// must have.
 fn rebuild(draft: &Draft, vm: &mut Vm, spec: &VmSpec) -> Result<(), Rejected> {
     let built = vm.status.built.clone().unwrap_or_else(|| Built::of(&vm.spec));
-    let host = vm.status.host.and_then(|host| draft.state.host(host)).filter(|_| follows(vm));
+    let host = vm.status.host.and_then(|host| draft.state.host(host)).filter(|_| follows(draft.state, vm));
     let Some(host) = host else { return Ok(()) };
     let has = held(vm);
     let more = VmSpec {
