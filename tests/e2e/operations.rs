@@ -22,19 +22,20 @@ pub(crate) struct Controllers {
     pub(crate) site: Site,
     pub(crate) running: BTreeMap<u64, Daemon>,
     pub(crate) addresses: BTreeMap<u64, (String, String)>,
-    /// Those that are started from now on read no more than that.
-    pub(crate) level: Option<&'static str>,
+    /// What those are told besides that are started from now on.
+    pub(crate) more: Vec<String>,
 }
 
 impl Controllers {
     /// Controllers 1 to `count` as one new cluster.
     fn found(count: u64) -> anyhow::Result<Self> {
-        Self::found_reading(count, None)
+        Self::found_with(count, &[])
     }
 
-    /// The same, by controllers that read no more than a level.
-    pub(crate) fn found_reading(count: u64, level: Option<&'static str>) -> anyhow::Result<Self> {
-        let mut this = Self { level, ..Self::none()? };
+    /// The same, by controllers that are told more.
+    pub(crate) fn found_with(count: u64, more: &[&str]) -> anyhow::Result<Self> {
+        let more = more.iter().map(|word| (*word).to_owned()).collect();
+        let mut this = Self { more, ..Self::none()? };
         for id in 1..=count {
             this.address(id)?;
         }
@@ -48,7 +49,7 @@ impl Controllers {
 
     fn none() -> anyhow::Result<Self> {
         let (running, addresses) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { site: Site::new()?, running, addresses, level: None })
+        Ok(Self { site: Site::new()?, running, addresses, more: Vec::new() })
     }
 
     fn address(&mut self, id: u64) -> anyhow::Result<()> {
@@ -78,9 +79,7 @@ impl Controllers {
             words.push("--join");
             controllers.iter().for_each(|api| words.extend(["--controller", api]));
         }
-        if let Some(level) = self.level {
-            words.extend(["--level", level]);
-        }
+        words.extend(self.more.iter().map(String::as_str));
         let daemon = self.site.start(&format!("c{id}"), &words, vars)?;
         self.running.insert(id, daemon);
         Ok(())
@@ -110,6 +109,11 @@ impl Controllers {
         let told = self.run(words)?.ok().with_context(|| format!("dunlin {}", words.join(" ")))?;
         println!("$ dunlin {}\n{}", words.join(" "), told.trim_end());
         Ok(told)
+    }
+
+    /// The same, at one controller alone.
+    pub(crate) fn ok_at(&self, id: u64, words: &[&str]) -> anyhow::Result<String> {
+        run(&self.site, &self.addresses[&id].0, words)?.ok()
     }
 
     pub(crate) fn refused(&self, words: &[&str], says: &[&str]) -> anyhow::Result<()> {

@@ -23,9 +23,7 @@ fn replace(all: &mut Controllers, id: u64) -> anyhow::Result<()> {
     let member = all.member(id);
     all.start(id, &[member], false)?;
     eventually(&format!("controller {id} answers"), LIMIT, || {
-        let api = all.addresses[&id].0.clone();
-        let told = all.run(&["-e", &api, "cluster", "show"]).and_then(Output::ok);
-        told.map(drop).map_err(|e| e.to_string())
+        all.ok_at(id, &["cluster", "show"]).map(drop).map_err(|e| e.to_string())
     })
 }
 
@@ -34,7 +32,7 @@ fn replace(all: &mut Controllers, id: u64) -> anyhow::Result<()> {
 /// out: a controller that starts, one that would be taken in, an agent. No write fails on the way, and the guest runs on.
 #[test]
 fn a_release_is_rolled_out() -> anyhow::Result<()> {
-    let mut all = Controllers::found_reading(1, Some("1"))?;
+    let mut all = Controllers::found_with(1, &["--level", "1"])?;
     for id in [2, 3] {
         all.join(id)?;
         all.add(&["add"], id)?;
@@ -52,7 +50,7 @@ fn a_release_is_rolled_out() -> anyhow::Result<()> {
         &["stop it first, or raise the feature level to 2"],
     )?;
 
-    all.level = None;
+    all.more.clear();
     let load = Load::start(&all, "meanwhile");
     let leader = all.voters()?.1;
     let followers: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
@@ -100,7 +98,7 @@ fn the_old_are_kept_out(all: &mut Controllers, member: u64) -> anyhow::Result<()
         if said.contains(why) && said.contains("guests go on meanwhile") { Ok(()) } else { Err(said) }
     })?;
     wait_host(all, "Down")?;
-    all.level = Some("1");
+    all.more = vec!["--level".to_owned(), "1".to_owned()];
     all.join(4)?;
     let (api, raft) = all.addresses[&4].clone();
     let words = ["controller", "add", "4", &api, &raft];

@@ -60,15 +60,17 @@ impl HostCapabilities {
         let newer = |driver: &DriverCapabilities| {
             !driver.away.is_empty() || driver.powers.contains(&DriverPower::HotPlug)
         };
-        if self.drivers.iter().any(newer) { Level::DRIVERS_AWAY } else { Level::OLDEST }
+        let more = !self.images.is_empty() || self.drivers.iter().any(newer);
+        if more { Level::MORE_OF_HOSTS } else { Level::OLDEST }
     }
 
     /// The same, as everybody reads it at that level: a driver that is away has nothing that works.
     #[must_use]
     pub fn at(mut self, level: Level) -> Self {
-        if level >= Level::DRIVERS_AWAY {
+        if level >= Level::MORE_OF_HOSTS {
             return self;
         }
+        self.images.clear();
         for driver in &mut self.drivers {
             driver.powers.remove(&DriverPower::HotPlug);
             let away = std::mem::take(&mut driver.away);

@@ -7,7 +7,7 @@
 //! | level | adds |
 //! | --- | --- |
 //! | 1 | everything that the store of release 0.1 has: the one that is kept for the tests |
-//! | 2 | the level itself; resources of hosts, and what VMs take of them; specs that change while the VM runs, and how its machine is built meanwhile; drivers that are away, or plug |
+//! | 2 | the level itself; resources of hosts, and what VMs take of them; specs that change while the VM runs, and how its machine is built meanwhile; drivers that are away, or plug, and images that hosts have |
 //!
 //! A level is closed by the release that has it: what comes later takes the next one. Whoever adds a command, a field or a rule of
 //! `apply` gives it a name here, says in `level()` of what carries it that it needs it, and lets `apply` do below it what it did
@@ -33,8 +33,8 @@ impl Level {
     pub const RESOURCES: Self = Self(2);
     /// Disks, NICs, vCPUs and memory may change while a VM runs; how it is built meanwhile is known.
     pub const REBUILDING: Self = Self(2);
-    /// Drivers may be away, and may be able to plug devices.
-    pub const DRIVERS_AWAY: Self = Self(2);
+    /// Hosts say more of themselves: drivers that are away, or can plug devices, and the images that are there.
+    pub const MORE_OF_HOSTS: Self = Self(2);
 
     /// Nothing is written where this is left out.
     #[must_use]
