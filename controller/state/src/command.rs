@@ -238,9 +238,12 @@ impl Write {
     }
 
     fn level(&self) -> Level {
-        let of = |spec: &VmSpec| match spec.placement.resources.is_empty() {
-            true => Level::OLDEST,
-            false => Level::RESOURCES,
+        let of = |spec: &VmSpec| {
+            let needs = [
+                (!spec.placement.resources.is_empty()).then_some(Level::RESOURCES),
+                spec.cloud_init.as_ref().map(|_| Level::CLOUD_INIT),
+            ];
+            needs.into_iter().flatten().max().unwrap_or_default()
         };
         match self.inner() {
             Self::CreateVm { spec, .. } | Self::UpdateVm { spec, .. } => of(spec),

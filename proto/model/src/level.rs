@@ -7,7 +7,7 @@
 //! | level | adds |
 //! | --- | --- |
 //! | 1 | everything that the store of release 0.1 has: the one that is kept for the tests |
-//! | 2 | the level itself; resources of hosts, and what VMs take of them; specs that change while the VM runs, and how its machine is built meanwhile; drivers that are away, or plug, and images that hosts have |
+//! | 2 | the level itself; resources of hosts, and what VMs take of them; specs that change while the VM runs, and how its machine is built meanwhile; drivers that are away, or plug, and images that hosts have; what a VM's cloud-init is told; guests of others, adopted |
 //!
 //! A level is closed by the release that has it: what comes later takes the next one. Whoever adds a command, a field or a rule of
 //! `apply` gives it a name here, says in `level()` of what carries it that it needs it, and lets `apply` do below it what it did
@@ -35,6 +35,11 @@ impl Level {
     pub const REBUILDING: Self = Self(2);
     /// Hosts say more of themselves: drivers that are away, or can plug devices, and the images that are there.
     pub const MORE_OF_HOSTS: Self = Self(2);
+
+    /// VMs say what their cloud-init is told.
+    pub const CLOUD_INIT: Self = Self(2);
+    /// Guests that somebody else started are taken over, and handed back.
+    pub const ADOPTION: Self = Self(2);
 
     /// Nothing is written where this is left out.
     #[must_use]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dunlin_model::capabilities::{DriverPower, HostCapabilities};
 use dunlin_model::event::Event;
 use dunlin_model::vm::device::{Disk, DiskBus, DiskFormat, DiskSource};
-use dunlin_model::vm::{Built, VmSpec};
+use dunlin_model::vm::{Built, CloudInit, VmSpec};
 use dunlin_model::{ClusterId, ErrorCode, Kind, Labels, Level, Name};
 use uuid::Uuid;
 
@@ -67,7 +67,10 @@ fn level_2(fleet: &mut Fleet) -> Vec<Command> {
     let new = NewVm { uid: vm_id(8), own_uid, name: name("vm8"), labels: labels.clone(), spec: wanting() };
     let create = Write::CreateVm { uid: vm_id(9), own_uid, name: name("vm9"), labels, spec: wanting() };
     let checked = Write::Checked { expect: None, claim: None, asked: String::new(), write: Box::new(create) };
-    let writes = [set_host(fleet, "r1", resources()), Write::CreateVms { vms: vec![new] }, checked];
+    let seeded = VmSpec { cloud_init: Some(CloudInit::default()), ..VmSpec::new(64) };
+    let seeded =
+        Write::CreateVm { uid: vm_id(7), own_uid, name: name("vm7"), labels: Labels::new(), spec: seeded };
+    let writes = [set_host(fleet, "r1", resources()), Write::CreateVms { vms: vec![new] }, checked, seeded];
     let mut commands: Vec<_> = writes
         .into_iter()
         .enumerate()
