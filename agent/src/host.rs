@@ -8,9 +8,10 @@ use std::time::Duration;
 use dunlin_drivers::Hypervisor;
 use dunlin_drivers::hypervisor::Guest;
 use dunlin_model::capabilities::{DriverCapabilities, DriverName};
+use dunlin_model::observed::UnmanagedVm;
 use dunlin_model::{Name, VmId};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +44,10 @@ pub(crate) struct Host {
     /// What each driver was found to be, or why it is away.
     pub(crate) probes: watch::Sender<BTreeMap<DriverName, DriverCapabilities>>,
     pub(crate) measured: watch::Sender<Measured>,
+    /// Guests that nobody in the fleet manages.
+    pub(crate) unmanaged: watch::Sender<Vec<UnmanagedVm>>,
+    /// One was taken over or let go.
+    pub(crate) unmanaged_changed: Notify,
     pub(crate) journal: Journal,
     pub(crate) line: Arc<Line>,
     pub(crate) images: Images,
@@ -81,6 +86,8 @@ impl Host {
             board,
             probes: watch::Sender::new(untried),
             measured: watch::Sender::default(),
+            unmanaged: watch::Sender::default(),
+            unmanaged_changed: Notify::new(),
             journal,
             line,
             images,

@@ -33,6 +33,7 @@ mod targets;
 #[cfg(test)]
 mod tests;
 mod timed;
+mod unmanaged;
 mod volumes;
 
 use std::path::PathBuf;
@@ -202,6 +203,7 @@ async fn run_locked(
         () = &mut shutdown => return Ok(()),
     }
     host.spawn(sample::keep(Arc::clone(&host)));
+    host.spawn(unmanaged::keep(Arc::clone(&host)));
     host.spawn(image_cache::keep(Arc::clone(&host)));
     host.spawn(rest());
     let ended = tokio::select! {

@@ -434,7 +434,13 @@ pub(crate) enum VmVerb {
     Create(Box<VmCreateArgs>),
     /// List VMs
     #[command(visible_alias = "ls")]
-    List(ListArgs),
+    List {
+        #[command(flatten)]
+        list: ListArgs,
+        /// Guests on the hosts that nobody in the fleet manages
+        #[arg(long)]
+        unmanaged: bool,
+    },
     /// Show one VM
     Show {
         name: String,
@@ -476,6 +482,10 @@ pub(crate) enum VmVerb {
     Set(VmSetArgs),
     /// Move it to another host while it runs
     Migrate(VmMigrateArgs),
+    /// Take a guest that runs on a host already under management; it goes on as it is
+    Adopt(VmAdoptArgs),
+    /// Hand an adopted VM back: it goes on as it is, and the fleet forgets it
+    Release(VmActArgs),
     /// Stop it and delete it with its disks
     Delete(VmActArgs),
     /// Talk to its serial console; leave with Ctrl-]
@@ -520,6 +530,23 @@ pub(crate) struct VmCreateArgs {
 pub(crate) struct VmActArgs {
     #[arg(required = true)]
     pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmAdoptArgs {
+    /// Its name as `vm list --unmanaged` shows it, or its uid
+    pub(crate) name: String,
+    /// Only on this host; needed when several have one of that name
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) host: String,
+    /// What the VM is to be called; as it is called there when it is not said
+    #[arg(long = "as", default_value = "", hide_default_value = true)]
+    pub(crate) rename: String,
+    /// The project it goes to; default when it is not said
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) project: String,
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
 }

@@ -26,6 +26,7 @@ pub use balance::balance;
 pub(crate) use balance::migration as level_by;
 pub use desired::{desired_set, is_news};
 pub(crate) use load::{Loads, Measured};
+pub(crate) use observed::Sight;
 pub use observed::{HostView, Observed, Report};
 
 use dunlin_model::Timestamp;

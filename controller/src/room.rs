@@ -88,6 +88,7 @@ fn lets_go(write: &Write) -> bool {
     matches!(
         write.inner(),
         Write::DeleteVm { .. }
+            | Write::ReleaseVm { .. }
             | Write::DeleteImage { .. }
             | Write::RemoveHost { .. }
             | Write::CancelMigration { .. }

@@ -21,9 +21,9 @@ use dunlin_model::recommendation::{
 };
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{
-    AccelChoice, Arch, Boot, CloudInit, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac, MachineType,
-    Nic, NicModel, NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec, Vm,
-    VmPhase, VmSpec, VmStatus, Vnc, VncPort, Wants,
+    AccelChoice, Adoption, Arch, Boot, CloudInit, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac,
+    MachineType, Nic, NicModel, NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec,
+    Vm, VmPhase, VmSpec, VmStatus, Vnc, VncPort, Wants,
 };
 use dunlin_model::{
     Generation, Incarnation, Kind, Labels, Metadata, MigrationId, Name, Resource, Revision, Secret, Timestamp,
@@ -334,8 +334,9 @@ fn vm_status() -> BoxedStrategy<VmStatus> {
         of(built()),
         vec(words(), 0..3),
     );
-    (select(phases), ids, counts, seen, time())
-        .prop_map(|(phase, ids, counts, seen, since)| {
+    let adoptions = of(select(vec![Adoption::Asked, Adoption::Done, Adoption::Leaving]));
+    (select(phases), ids, counts, seen, time(), adoptions)
+        .prop_map(|(phase, ids, counts, seen, since, adoption)| {
             let (host, host_name, volumes_on, migration, task, last_host) = ids;
             let (incarnation, continues, restarts) = counts;
             let (reason, message, pid, vnc, saved, chosen, built, pending) = seen;
@@ -359,6 +360,7 @@ fn vm_status() -> BoxedStrategy<VmStatus> {
                 last_host: last_host.map(dunlin_model::HostId),
                 built,
                 pending,
+                adoption,
             }
         })
         .boxed()
@@ -601,7 +603,8 @@ fn role() -> impl Strategy<Value = Role> {
             power,
         },
     );
-    prop_oneof![run, Just(Role::Hold), receive, send, discard]
+    let adopt = power().prop_map(|power| Role::Adopt { power });
+    prop_oneof![run, Just(Role::Hold), receive, send, discard, adopt, Just(Role::Release)]
 }
 
 /// Sizes of disks by their names, bytes.

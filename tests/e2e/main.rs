@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout)] // What a test or bench says is meant for its reader.
 
+mod adoption;
 mod advice;
 mod balance;
 mod certificates;

@@ -11,6 +11,7 @@ pub mod console;
 pub mod fleet;
 pub mod folders;
 pub mod follower;
+pub mod libvirtd;
 pub mod linear;
 pub mod process;
 pub mod ring;

@@ -97,7 +97,7 @@ impl Host {
         self.amend(vm, |record| {
             record.told = record.told.max(desired.incarnation);
             record.name = desired.name.clone();
-            if matches!(desired.role, Role::Discard { .. }) {
+            if matches!(desired.role, Role::Discard { .. } | Role::Release) {
                 return;
             }
             super::targets::note_leaving(record, desired);
@@ -132,6 +132,9 @@ impl Host {
             Step::Rest => Ok(()),
             Step::Start(mode) => self.start(vm, look, mode, tries).await,
             Step::NoteEnd(ended) => self.note_end(vm, ended.clone()).await,
+            Step::TakeOver => self.take_over(vm, look).await,
+            Step::LetGo => self.let_go(vm, look).await,
+            Step::Bury => self.bury(vm).await,
             Step::DropAll => self.drop_all(vm, look).await,
             Step::DropSaved => self.drop_saved(vm, look).await,
             Step::MigrateOut(migration) => self.migrate_out(vm, look, *migration, tries).await,

@@ -8,6 +8,7 @@
 pub(crate) mod act;
 pub(crate) mod board;
 pub(crate) mod execute;
+mod foreign;
 pub(crate) mod observe;
 pub(crate) mod plan;
 pub(crate) mod refit;

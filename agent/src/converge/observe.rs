@@ -22,7 +22,7 @@ pub(crate) fn observe(
     doing: Option<&str>,
     away: Option<&str>,
 ) -> Option<ObservedVm> {
-    let wanted = desired.is_some_and(|desired| !matches!(desired.role, Role::Discard { .. }));
+    let wanted = desired.is_some_and(|desired| !matches!(desired.role, Role::Discard { .. } | Role::Release));
     if guest.is_none() && record.is_tombstone() && !wanted {
         return None;
     }

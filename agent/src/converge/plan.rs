@@ -8,6 +8,8 @@
 //!   Run          | start       | destroy    | match power    | destroy  | destroy  | call off       | rest
 //!   Run received | note end    | destroy    | match power    | rest     | let run  | call off       | rest
 //!   Run continues| note end    | adopt      | match power    |          |          | let run        | rest
+//!   Adopt        | take over   | adopt      | match power    |          |          | rest           | rest
+//!   Release      | bury        | let go     | let go         | let go   | let go   | let go         | let go
 //!   Hold         | rest        | destroy    | destroy        | destroy  | destroy  | destroy        | forget
 //!   Receive      | start       | destroy    | rest           | rest     | rest     | rest           | rest
 //!   Send Copy    | note end    | destroy    | begin to send  | rest     | rest     | rest           | rest
@@ -33,6 +35,12 @@ pub(crate) enum Step {
     Rest,
     /// Make disks and bring up a process.
     Start(Start),
+    /// Take over the process that somebody else started.
+    TakeOver,
+    /// Let the process go on without us.
+    LetGo,
+    /// Remember nothing of the VM, and touch nothing of it.
+    Bury,
     /// Kill the process.
     Destroy,
     /// Let the driver forget an ended guest.
@@ -77,7 +85,7 @@ pub(crate) enum Start {
 pub(crate) fn is_stale(record: &Record, desired: &Assignment, guest: Option<&Guest>) -> bool {
     let newer = guest.filter(|guest| guest.incarnation > desired.incarnation);
     match desired.role {
-        Role::Discard { .. } => newer.is_some_and(|guest| guest.ever_ran),
+        Role::Discard { .. } | Role::Release => newer.is_some_and(|guest| guest.ever_ran),
         _ => desired.incarnation < record.told || newer.is_some(),
     }
 }
@@ -92,7 +100,14 @@ pub(crate) fn plan(record: &Record, desired: Option<&Assignment>, guest: Option<
         Role::Hold => empty(guest, Step::Rest),
         Role::Discard { .. } if record.is_tombstone() => empty(guest, Step::Rest),
         Role::Discard { .. } => empty(guest, Step::DropAll),
-        Role::Run { .. } | Role::Receive { .. } | Role::Send { .. } => live(record, desired, guest),
+        Role::Release => match guest {
+            Some(_) => Step::LetGo,
+            None if record.is_tombstone() => Step::Rest,
+            None => Step::Bury,
+        },
+        Role::Run { .. } | Role::Adopt { .. } | Role::Receive { .. } | Role::Send { .. } => {
+            live(record, desired, guest)
+        }
     }
 }
 
@@ -112,7 +127,10 @@ fn live(record: &Record, desired: &Assignment, guest: Option<&Guest>) -> Step {
             Role::Run { power, received, .. } => run(record, desired, guest, *power, *received),
             Role::Receive { migration, .. } => receive(record, guest, *migration),
             Role::Send { migration, step, power, .. } => send(record, guest, *migration, *step, *power),
-            Role::Hold | Role::Discard { .. } => Step::Rest,
+            // It is not ours to end, whatever it looks like.
+            Role::Adopt { .. } if matches!(guest.run, Run::Incoming | Run::Arrived) => Step::Rest,
+            Role::Adopt { power } => run(record, desired, guest, *power, false),
+            Role::Hold | Role::Discard { .. } | Role::Release => Step::Rest,
         },
         None => no_process(record, desired),
     }
@@ -121,6 +139,9 @@ fn live(record: &Record, desired: &Assignment, guest: Option<&Guest>) -> Step {
 /// A process of a lower incarnation: it carries on when that was said, and goes otherwise.
 fn lower(record: &Record, desired: &Assignment, guest: &Guest) -> Step {
     let continues = desired.continues == Some(guest.incarnation) && !is_receive(desired);
+    if matches!(desired.role, Role::Adopt { .. }) && !has_ended(guest) {
+        return Step::Adopt(desired.incarnation);
+    }
     match (&guest.run, continues) {
         (Run::Ended(cause, message), true) if ended_at(record, desired.incarnation).is_none() => {
             Step::NoteEnd(Ended {
@@ -181,9 +202,12 @@ fn no_process(record: &Record, desired: &Assignment) -> Step {
             }
             Step::Start(Start::Receive(*migration))
         }
+        Role::Adopt { .. } if ended.is_some() => Step::Rest,
+        Role::Adopt { .. } if vanished.is_some() => note(EndCause::Died, "its process is gone", ran, None),
+        Role::Adopt { .. } => Step::TakeOver,
         Role::Send { .. } if ended.is_some() => Step::Rest,
         Role::Send { .. } => note(EndCause::Died, "its process is gone", true, None),
-        Role::Hold | Role::Discard { .. } => Step::Rest,
+        Role::Hold | Role::Discard { .. } | Role::Release => Step::Rest,
     }
 }
 

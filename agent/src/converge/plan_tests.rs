@@ -95,6 +95,9 @@ fn word(step: &Step) -> &'static str {
     match step {
         Step::Rest => ".",
         Step::Start(_) => "start",
+        Step::TakeOver => "take",
+        Step::LetGo => "letgo",
+        Step::Bury => "bury",
         Step::Destroy => "kill",
         Step::Forget => "forget",
         Step::Pause => "pause",
@@ -119,11 +122,13 @@ type Row = (&'static str, Option<Role>, Option<u64>, Option<MigrationId>, bool, 
 #[test]
 fn every_role_and_every_guest() {
     #[rustfmt::skip]
-    let rows: [Row; 14] = [
+    let rows: [Row; 16] = [
         // role, continues, receiving, sending begun                             none  run   paus  inc  arr  copy  at     sent hold canc  ended  4run  4hold 4end   6run
         ("not named",   None,                                  None, None, false,       ". . . . . . . . . . . . . . ."),
         ("run",         Some(run_as(Power::Running, false)),   None, None, false,       "start . go kill kill off off . . . . kill kill forget ."),
         ("run paused",  Some(run_as(Power::Paused, false)),    None, None, false,       "start pause . kill kill off off . . pause . kill kill forget ."),
+        ("adopt",       Some(Role::Adopt { power: Power::Running }), None, None, false, "take . go . . off off . . . . adopt adopt forget ."),
+        ("release",     Some(Role::Release),                   None, None, false,       "bury letgo letgo letgo letgo letgo letgo letgo letgo letgo letgo letgo letgo letgo ."),
         ("received",    Some(run_as(Power::Running, true)),    None, Some(OURS), false, "note . go . go off off . . . . kill kill forget ."),
         ("rec. paused", Some(run_as(Power::Paused, true)),     None, Some(OURS), false, "note pause . . pause off off . . pause . kill kill forget ."),
         ("continues",   Some(run_as(Power::Running, false)),   Some(4), None, true,     "note . go kill kill off off go go . . adopt adopt note ."),

@@ -31,8 +31,8 @@ pub(super) fn note_leaving(record: &mut Record, desired: &Assignment) {
             record.left = own_disks(&spec).filter_map(left).collect();
         }
         // It is here: handed back, or never sent.
-        Role::Run { .. } | Role::Hold => record.left.clear(),
-        Role::Receive { .. } | Role::Discard { .. } => {}
+        Role::Run { .. } | Role::Adopt { .. } | Role::Hold => record.left.clear(),
+        Role::Receive { .. } | Role::Discard { .. } | Role::Release => {}
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn decide(look: &Look, now_ms: u64) -> Next {
 fn is_news(look: &Look, desired: &Arc<Assignment>) -> bool {
     let record = &look.record;
     match desired.role {
-        Role::Discard { .. } => {
+        Role::Discard { .. } | Role::Release => {
             let something = look.guest.is_some() || !record.is_tombstone();
             something && record.told < desired.incarnation
         }

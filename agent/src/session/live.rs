@@ -142,6 +142,9 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
     let mut sent = Sent::default();
     let mut told = capabilities::look(host);
     let (mut measured, mut probes) = (host.measured.subscribe(), host.probes.subscribe());
+    let mut unmanaged = host.unmanaged.subscribe();
+    // Told once in every session.
+    unmanaged.mark_changed();
     let mut looks = interval(CAPABILITIES_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let closed = || broken(ErrorCode::Unavailable, "the stream to the leader is closed");
@@ -166,6 +169,10 @@ async fn uplink(agent: &Agent, outgoing: &mpsc::Sender<v1::FromAgent>) -> End {
                 let (at_ms, samples) = measured.borrow_and_update().clone();
                 let samples: Vec<v1::Sample> = samples.into_iter().map(Into::into).collect();
                 (!samples.is_empty()).then_some(Up::Samples(v1::Samples { samples, at_ms }))
+            }
+            Ok(()) = unmanaged.changed() => {
+                let vms = unmanaged.borrow_and_update().iter().cloned().map(Into::into).collect();
+                Some(Up::Unmanaged(v1::UnmanagedVms { vms }))
             }
             Ok(()) = probes.changed() => other_capabilities(host, &mut told),
             _ = looks.tick() => other_capabilities(host, &mut told),

@@ -96,6 +96,9 @@ impl Fleet for Fake {
         cancel(v1::CancelRequest) -> v1::Object;
         decide(v1::DecideRequest) -> v1::Object;
         create_token(v1::CreateTokenRequest) -> v1::CreateTokenResponse;
+        list_unmanaged(v1::ListUnmanagedRequest) -> v1::ListUnmanagedResponse;
+        adopt(v1::AdoptRequest) -> v1::Object;
+        release(v1::ReleaseRequest) -> v1::Object;
         console(Streaming<v1::ConsoleChunk>) -> Self::ConsoleStream;
         upload_blob(Streaming<v1::BlobChunk>) -> v1::BlobInfo;
         stat_blob(v1::StatBlobRequest) -> v1::BlobInfo;

@@ -300,7 +300,7 @@ impl Fake {
                     }
                 }
                 Up::Pong(pong) => heard.pongs = pong.nonce,
-                Up::Samples(_) | Up::Capabilities(_) => {}
+                Up::Samples(_) | Up::Capabilities(_) | Up::Unmanaged(_) => {}
                 Up::Hello(_) => panic!("a second Hello"),
             }
         });

@@ -19,6 +19,20 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Looks before a process is taken for dead: while one program replaces another, its command line reads as empty.
 const EXEC_LOOKS: usize = 10;
 
+/// Becomes a daemon in a network namespace. `ip netns exec` mounts another /sys, which has no control groups in it: those of
+/// the machine are kept at $1, where only this process and its children see them, and are put back.
+const ENTER: &str = r#"
+kept=$1 namespace=$2
+shift 2
+mount --rbind /sys/fs/cgroup "$kept" || true
+exec ip netns exec "$namespace" sh -c '
+    kept=$1
+    shift
+    mountpoint -q "$kept" && mount --rbind "$kept" /sys/fs/cgroup
+    exec "$@"
+' sh "$kept" "$@"
+"#;
+
 /// One daemon of the fleet.
 #[derive(Debug)]
 pub(super) struct Daemon {
@@ -68,8 +82,11 @@ impl Daemon {
         };
         let mut command = match &self.namespace {
             Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(&binary);
+                let kept = self.dir.join("cgroup");
+                std::fs::create_dir_all(&kept).map_err(Failure::io(format!("making {}", kept.display())))?;
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "slave", "sh", "-c", ENTER, "sh"]);
+                command.arg(&kept).arg(namespace).arg(&binary);
                 command
             }
             None => Command::new(&binary),
@@ -168,9 +185,11 @@ impl Process {
     }
 
     fn is_daemon(&self) -> bool {
-        // `ip netns exec NAME dunlin agent ...` becomes the agent in a moment.
-        let verb = if self.words.get(1).is_some_and(|word| word == "netns") { 5 } else { 1 };
-        matches!(self.words.get(verb).map(String::as_str), Some("controller" | "agent"))
+        let is_verb =
+            |word: Option<&String>| word.is_some_and(|word| word == "controller" || word == "agent");
+        // `sh -c ... dunlin agent --own-session ...` becomes the agent in a moment.
+        let enters = self.words.windows(2).any(|pair| is_verb(pair.first()) && pair[1] == "--own-session");
+        is_verb(self.words.get(1)) || enters
     }
 
     fn is_daemon_of(&self, data: &Path) -> bool {

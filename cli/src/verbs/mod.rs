@@ -1,6 +1,7 @@
 //! The verbs: parse what was typed into a request, send it, and show what came of it. No decision is taken here.
 
 pub(crate) mod access;
+mod adoption;
 pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod authority;

@@ -8,7 +8,7 @@ use dunlin_model::{
 };
 use dunlin_proto::v1;
 
-use super::{Session, console, host, listing, vm_create, vm_set};
+use super::{Session, adoption, console, host, listing, vm_create, vm_set};
 use crate::args::{Format, VmActArgs, VmMigrateArgs, VmVerb};
 use crate::client::idempotency_key;
 use crate::failure::Failure;
@@ -22,7 +22,12 @@ const STOPPED: &[VmPhase] = &[VmPhase::Stopped];
 pub(crate) async fn run(session: &Session, verb: VmVerb) -> Result<(), Failure> {
     match verb {
         VmVerb::Create(args) => vm_create::run(session, *args).await,
-        VmVerb::List(args) => listing::run(session, Kind::Vm, &args).await,
+        VmVerb::List { list, unmanaged: false } => listing::run(session, Kind::Vm, &list).await,
+        VmVerb::List { unmanaged: true, .. } => adoption::list(session).await,
+        VmVerb::Adopt(args) => adoption::adopt(session, args).await,
+        VmVerb::Release(args) => {
+            each(session, &args.names, async |name| adoption::release(session, name, args.wait).await).await
+        }
         VmVerb::Show { name, watch: false } => host::show(session, Kind::Vm, &name).await,
         VmVerb::Show { name, watch: true } => follow(session, &name).await,
         VmVerb::Start(args) => power(session, &args, Power::Running, RUNNING, "started").await,

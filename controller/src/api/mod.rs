@@ -4,6 +4,7 @@
 //! be written is for `apply`, what must be done for the reconcilers.
 
 mod access;
+mod adoption;
 mod advisor;
 mod blobs;
 pub(crate) mod call;
@@ -33,8 +34,8 @@ use dunlin_model::{ErrorCode, Kind, Secret, Timestamp};
 use dunlin_pki::{JoinToken, fingerprint, pem_certificates};
 use dunlin_proto::v1::fleet_server::{Fleet, FleetServer};
 use dunlin_proto::{Fault, read, v1};
-use dunlin_state::Write;
 use dunlin_state::rights::Scope;
+use dunlin_state::{State, Write};
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -114,6 +115,17 @@ impl Api {
     async fn carry_out_once<A: Ask>(&self, caller: &Caller, mut ask: A) -> Result<v1::Object, Fault> {
         let (key, dry_run) = (ask.key().clone(), ask.dry_run());
         let outcome = commit::commit(&self.node, caller, key, dry_run, |state| ask.write(state)).await?;
+        let view = self.node.replica.read();
+        let shown = outcome.object.map(|object| reads::show(&self.node, &view, &object));
+        Ok(shown.unwrap_or_default())
+    }
+
+    /// Only the leader has heard what runs on the hosts.
+    async fn adopt_here(&self, caller: &Caller, asked: v1::AdoptRequest) -> Result<v1::Object, Fault> {
+        let observed = self.node.board.snapshot();
+        let (key, dry_run) = (asked.idempotency_key.clone(), asked.dry_run);
+        let write = |state: &State| adoption::write(state, &observed, &asked);
+        let outcome = commit::commit(&self.node, caller, key, dry_run, write).await?;
         let view = self.node.replica.read();
         let shown = outcome.object.map(|object| reads::show(&self.node, &view, &object));
         Ok(shown.unwrap_or_default())
@@ -258,6 +270,37 @@ impl Fleet for Api {
 
     #[tracing::instrument(skip_all, fields(vm = request.get_ref().vm))]
     async fn set_power(&self, request: Request<v1::SetPowerRequest>) -> Result<Response<v1::Object>, Status> {
+        self.write(request).await
+    }
+
+    #[tracing::instrument(level = "debug", skip_all)]
+    async fn list_unmanaged(
+        &self,
+        request: Request<v1::ListUnmanagedRequest>,
+    ) -> Result<Response<v1::ListUnmanagedResponse>, Status> {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let caller = Arc::clone(&call.caller);
+        let local = |_| async {
+            self.may(&caller, (Verb::Read, Kind::Host, Scope::Fleet), "unmanaged")?;
+            Ok(adoption::list(&self.node.replica.read(), &self.node.board.snapshot()))
+        };
+        let remote = |channel, request| async move { peers::fleet(channel).list_unmanaged(request).await };
+        Ok(Response::new(carry::to_leader(&self.node, call, request.into_inner(), local, remote).await?))
+    }
+
+    #[tracing::instrument(skip_all, fields(name = request.get_ref().name))]
+    async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::Object>, Status> {
+        let call = Call::admit(&self.node.calls, &request, CALL_DEADLINE)?;
+        let mut asked = request.into_inner();
+        complete_key(&mut asked.idempotency_key)?;
+        let caller = Arc::clone(&call.caller);
+        let local = |asked: v1::AdoptRequest| async { self.adopt_here(&caller, asked).await };
+        let remote = |channel, request| async move { peers::fleet(channel).adopt(request).await };
+        Ok(Response::new(carry::to_leader(&self.node, call, asked, local, remote).await?))
+    }
+
+    #[tracing::instrument(skip_all, fields(vm = request.get_ref().vm))]
+    async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::Object>, Status> {
         self.write(request).await
     }
 

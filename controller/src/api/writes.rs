@@ -117,6 +117,7 @@ ask!(
 );
 ask!(DeleteRequest, delete, delete);
 ask!(SetPowerRequest, set_power, set_power);
+ask!(ReleaseRequest, release, release);
 ask!(StartTaskRequest, start_task, start_task);
 ask!(CancelRequest, cancel, cancel);
 ask!(DecideRequest, decide, decide);
@@ -153,6 +154,11 @@ fn create(request: &v1::CreateRequest, state: &State) -> Result<Write, Fault> {
             Err(Invalid::new("kind", problem, allowed).into())
         }
     }
+}
+
+fn release(request: &v1::ReleaseRequest, state: &State) -> Result<Write, Fault> {
+    let vm = find(state, Kind::Vm, &request.vm)?;
+    Ok(Write::ReleaseVm { uid: VmId(vm.uid()) })
 }
 
 fn create_image(image: Image) -> Result<Write, Invalid> {

@@ -6,7 +6,7 @@ use dunlin_model::desired::{ActOrder, Assignment, DesiredSet, Role, SendStep};
 use dunlin_model::migration::{Migration, MigrationPhase};
 use dunlin_model::observed::{ObservedVm, Process, ReceiveState};
 use dunlin_model::task::Act;
-use dunlin_model::vm::{Power, Vm, VmPhase, VmSpec};
+use dunlin_model::vm::{Adoption, Power, Vm, VmPhase, VmSpec};
 use dunlin_model::{HostId, Incarnation, Name, Timestamp, VmId};
 use dunlin_state::State;
 use dunlin_state::migration::handed_over;
@@ -72,7 +72,8 @@ fn known(
     let highest = state.fence(vm.metadata.uid).highest;
     let own = vm.status.host == Some(host);
     let (incarnation, role) = if vm.status.phase == VmPhase::Deleting {
-        (highest, Role::Discard { elsewhere: false })
+        let leaves = own && vm.status.adoption == Some(Adoption::Leaving);
+        (highest, if leaves { Role::Release } else { Role::Discard { elsewhere: false } })
     } else if let Some(told) = in_migration(state, host, vm, seen, now) {
         told
     } else if own {
@@ -118,6 +119,9 @@ fn own_role(vm: &Vm, seen: Option<&ObservedVm>, host: HostId) -> Role {
     };
     if lost || vm.spec.power == Power::Stopped {
         return Role::Hold;
+    }
+    if vm.status.adoption == Some(Adoption::Asked) {
+        return Role::Adopt { power: vm.spec.power };
     }
     let saved = vm.status.saved.as_ref().filter(|saved| saved.host == host);
     Role::Run { power: vm.spec.power, restore_from: saved.map(|saved| saved.path.clone()), received: false }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunlin_model::host::HostPhase;
-use dunlin_model::observed::{ActReport, ObservedVm};
+use dunlin_model::observed::{ActReport, ObservedVm, UnmanagedVm};
 use dunlin_model::{HostId, Revision, TaskId, Timestamp, VmId};
 use dunlin_state::State;
 
@@ -30,6 +30,8 @@ pub struct HostView {
     pub complete: bool,
     /// Its VMs.
     pub vms: BTreeMap<VmId, ObservedVm>,
+    /// Guests there that nobody in the fleet manages.
+    pub unmanaged: Arc<Vec<UnmanagedVm>>,
     /// Its one-shot acts.
     pub acts: BTreeMap<TaskId, ActReport>,
     /// Generation of the last desired set it took in.
@@ -83,6 +85,7 @@ impl Observed {
             session,
             complete: false,
             vms: BTreeMap::new(),
+            unmanaged: Arc::default(),
             acts: BTreeMap::new(),
             taken: Revision(0),
             since: now,
@@ -121,6 +124,13 @@ impl Observed {
         }
         view.taken = view.taken.max(report.taken);
         *view != before
+    }
+
+    /// A host told of every guest that nobody manages.
+    pub fn tell_unmanaged(&mut self, host: HostId, session: u64, vms: Vec<UnmanagedVm>) {
+        if let Some(view) = self.hosts.get_mut(&host).filter(|view| view.session == session) {
+            view.unmanaged = Arc::new(vms);
+        }
     }
 
     /// A host measured its guests, at that time of its own clock. Returns whether a rate came of it.

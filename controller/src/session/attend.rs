@@ -250,6 +250,10 @@ impl<'a> Session<'a> {
                 });
                 self.node.board.measured(host, taken.at_ms, &own.collect::<Vec<_>>());
             }
+            Some(from_agent::Message::Unmanaged(told)) => {
+                let vms = read(told.vms, "unmanaged").map_err(nonsense)?;
+                self.node.board.unmanaged(self.opened.host, self.opened.session, vms);
+            }
             Some(from_agent::Message::Pong(pong)) => self.compare_clocks(pong),
             // An empty message is of a newer agent; it is a sign of life.
             None => {}

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dunlin_model::HostId;
 use dunlin_model::desired::DesiredSet;
+use dunlin_model::observed::UnmanagedVm;
 use dunlin_state::State;
 use tokio::sync::watch;
 
@@ -64,6 +65,14 @@ impl Board {
     /// A host reported. Returns whether that may matter to anybody.
     pub(super) fn take_in(&self, host: HostId, session: u64, report: Report) -> bool {
         self.change(|observed| observed.take_in(host, session, report))
+    }
+
+    /// A host told of the guests that nobody manages. Nothing follows from it until somebody asks.
+    pub(super) fn unmanaged(&self, host: HostId, session: u64, vms: Vec<UnmanagedVm>) {
+        self.change(|observed| {
+            observed.tell_unmanaged(host, session, vms);
+            false
+        });
     }
 
     /// Drops acts whose tasks are over.

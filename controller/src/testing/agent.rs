@@ -245,9 +245,9 @@ fn outcome(desired: &DesiredSet, before: &BTreeMap<VmId, ObservedVm>) -> BTreeMa
     let mut now = before.clone();
     for assignment in &desired.assignments {
         let process = match &assignment.role {
-            Role::Run { power: Power::Paused, .. } => Process::Paused,
-            Role::Run { .. } => Process::Running,
-            Role::Discard { .. } => {
+            Role::Run { power: Power::Paused, .. } | Role::Adopt { power: Power::Paused } => Process::Paused,
+            Role::Run { .. } | Role::Adopt { .. } => Process::Running,
+            Role::Discard { .. } | Role::Release => {
                 now.remove(&assignment.vm);
                 continue;
             }

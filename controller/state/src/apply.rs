@@ -120,6 +120,8 @@ fn dispatch_write(draft: &mut Draft, write: &Write) -> Result<(), Rejected> {
         Write::UpdateVm { uid, revision, labels, spec } => vm::update(draft, *uid, *revision, labels, spec),
         Write::SetPower { uid, power } => vm::set_power(draft, *uid, *power),
         Write::DeleteVm { uid } => vm::delete(draft, *uid),
+        Write::AdoptVm { uid, name, spec, host } => vm::adopt(draft, *uid, name, spec, *host),
+        Write::ReleaseVm { uid } => vm::release(draft, *uid),
         Write::UpdateHost { uid, revision, labels, cordoned, rack, zone, taints, resources } => {
             let (rack, zone) = (rack.clone(), zone.clone());
             let (taints, resources) = (taints.clone(), resources.clone());

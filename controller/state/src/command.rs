@@ -140,6 +140,17 @@ pub enum Write {
     DeleteVm {
         uid: VmId,
     },
+    /// A guest that runs on a host already becomes a VM, where it is. The same uid again: the same VM.
+    AdoptVm {
+        uid: VmId,
+        name: Name,
+        spec: VmSpec,
+        host: HostId,
+    },
+    /// An adopted VM is handed back as it is.
+    ReleaseVm {
+        uid: VmId,
+    },
     UpdateHost {
         uid: HostId,
         revision: Revision,

@@ -1,8 +1,10 @@
 //! VMs: what users write, what hosts saw, and the one table of phases.
 
+mod adopt;
 mod observe;
 mod write;
 
+pub(crate) use adopt::{adopt, release};
 pub(crate) use observe::{bind, explain, keep_disks_here, observe, refuse_moved, restarted, taker};
 pub(crate) use write::{create, create_all, delete, forget, set_power, update};
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use dunlin_model::vm::Power;
 use dunlin_model::{Incarnation, VmId};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use super::link::{Site, domain};
 use super::record::Record;
 use super::wire::calls::{ConnectListAllDomains, DomainGetState, DomainGetXml, DomainSetMetadata};
 use super::wire::fault::{NO_DOMAIN, NO_METADATA};
-use super::{console, fail, failed, guests::state, verbs};
+use super::{console, fail, failed, guests::state, start, verbs};
 use crate::domain_xml::{NAMESPACE, Options, Parsed, guest_mark, parse};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Foreign, Guest};
@@ -49,7 +50,11 @@ async fn look(client: &Client, vm: VmId, name: String) -> DriverResult<Foreign> 
         client.call(&DomainGetXml { domain: domain(vm), flags: 0 }).await.map_err(|e| failed(verb, &e))?;
     let running = !matches!(state.state, state::SHUTOFF | state::CRASHED);
     let (spec, left_out) = match parse(xml.as_bytes(), IGNORE) {
-        Ok(Parsed { spec, ignored, .. }) => (Ok(spec), ignored),
+        Ok(Parsed { mut spec, ignored, .. }) => {
+            let still = matches!(state.state, state::PAUSED | state::PM_SUSPENDED);
+            spec.power = if still { Power::Paused } else { Power::Running };
+            (Ok(spec), ignored)
+        }
         Err(error) => (Err(error.to_string()), Vec::new()),
     };
     Ok(Foreign { vm, name, running, spec, left_out })
@@ -79,6 +84,9 @@ pub(super) async fn adopt(site: &Arc<Site>, vm: VmId, incarnation: Incarnation) 
                 ..Record::new(vm, parsed.name, incarnation)
             };
             site.guests.place(record).await?;
+            let disks = parsed.spec.disks.iter();
+            let disks = disks.map(|disk| (&disk.name, disk.bus, disk.shared || disk.read_only));
+            start::note_disks(site, &client, vm, disks).await?;
         }
     }
     mark(&client, vm, Some(guest_mark(incarnation))).await?;
@@ -92,9 +100,8 @@ pub(super) async fn adopt(site: &Arc<Site>, vm: VmId, incarnation: Incarnation) 
 pub(super) async fn release(site: &Arc<Site>, vm: VmId) -> DriverResult<()> {
     let verb = "release";
     let _claim = site.guests.claim(vm, verb)?;
-    let Some(record) = site.guests.record(vm) else { return Ok(()) };
-    if !record.adopted {
-        return Err(fail(verb, DriverErrorKind::Refused, "it was not adopted: its disks are the fleet's"));
+    if site.guests.record(vm).is_none() {
+        return Ok(());
     }
     let client = site.client(verb).await?;
     mark(&client, vm, None).await?;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::VmId;
 use dunlin_model::capabilities::{DriverName, DriverPower};
 use dunlin_model::migration::Endpoint;
+use dunlin_model::vm::DiskBus;
+use dunlin_model::{Name, VmId};
 
 use super::client::Client;
 use super::landing::Landing;
@@ -68,7 +69,8 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
         site.guests.note(vm, |seen| seen.resumed_at_ms = Some(super::verbs::now_ms()));
     }
     console::serve(site, vm, &offers);
-    note_disks(site, &client, &launch).await?;
+    let disks = launch.disks.iter().map(|disk| (&disk.name, disk.bus, disk.shared || disk.read_only));
+    note_disks(site, &client, vm, disks).await?;
     site.guests.came_up(vm, "start").await?;
     site.look(&client, vm, "start").await?;
     let gone = || fail("start", DriverErrorKind::Refused, "it was gone as soon as it had come up");
@@ -86,18 +88,23 @@ fn landing(site: &Site, launch: &Launch, offers: &Offers) -> DriverResult<Option
     Ok(Some(landing.endpoint(&site.config.peer_at(listen))))
 }
 
-/// Notes the disks that only this host has, and how large they look to the guest.
-async fn note_disks(site: &Arc<Site>, client: &Client, launch: &Launch) -> DriverResult<()> {
-    let names = launch::targets(launch.disks.iter().map(|disk| (&disk.name, disk.bus)));
+/// Notes the disks that only this host has, and how large they look to the guest. Of each its name, its bus, and whether
+/// others reach it or nobody writes to it.
+pub(super) async fn note_disks<'a>(
+    site: &Arc<Site>,
+    client: &Client,
+    vm: VmId,
+    disks: impl Iterator<Item = (&'a Name, DiskBus, bool)> + Clone,
+) -> DriverResult<()> {
+    let names = launch::targets(disks.clone().map(|(name, bus, _)| (name, bus)));
     let mut local = Vec::new();
-    for (target, disk) in names.iter().zip(&launch.disks).filter(|(_, disk)| !disk.shared && !disk.read_only)
-    {
-        let ask = DomainGetBlockInfo { domain: domain(launch.vm), path: target.to_string(), flags: 0 };
+    for (target, (name, ..)) in names.iter().zip(disks).filter(|(_, (.., common))| !common) {
+        let ask = DomainGetBlockInfo { domain: domain(vm), path: target.to_string(), flags: 0 };
         // Not every hypervisor knows; then the destination asks the file.
         let bytes = client.call(&ask).await.map_or(0, |info| info.capacity);
-        local.push((target.to_string(), disk.name.clone(), bytes));
+        local.push((target.to_string(), name.clone(), bytes));
     }
-    site.guests.amend(launch.vm, "start", |record| record.local_disks = local).await
+    site.guests.amend(vm, "start", |record| record.local_disks = local).await
 }
 
 /// The guest that is there already, when it is the one that is wanted.
@@ -180,6 +187,10 @@ async fn restore(client: &Client, launch: &Launch, from: String) -> DriverResult
 
 /// Removes a guest that did not come up, and all that was made for it but its log.
 pub(super) async fn clear(site: &Site, client: &Client, vm: VmId, verb: &'static str) -> DriverResult<()> {
+    if site.guests.record(vm).is_some_and(|record| record.adopted) {
+        // It is somebody else's: only our part in it is cleared away.
+        return site.guests.remove(vm, verb);
+    }
     // It may not be running, or not even defined: that is what is wanted.
     let _ = client.call(&DomainDestroy { domain: domain(vm) }).await;
     undefine(client, vm, verb).await?;

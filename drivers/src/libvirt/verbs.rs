@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::client::Client;
 use super::link::{Site, domain};
-use super::record::Record;
+use super::record::{Record, Stage};
 use super::wire::calls::{
     ConnectGetAllDomainStats, DomainDestroy, DomainGetInfo, DomainReset, DomainResume, DomainSave,
     DomainSetLifecycleAction, DomainSetMetadata, DomainShutdown, DomainSuspend,
@@ -124,8 +124,9 @@ pub(super) async fn forget(site: &Site, vm: VmId) -> DriverResult<()> {
     if record.ended.is_none() {
         return Err(fail(verb, DriverErrorKind::Refused, "its process is there"));
     }
-    // An adopted one's definition is its owner's.
-    if !record.adopted {
+    // An adopted one's definition is its owner's, unless it lives on elsewhere.
+    let sent = record.outgoing.as_ref().is_some_and(|outgoing| matches!(outgoing.stage, Stage::Sent(_)));
+    if !record.adopted || sent {
         let client = site.client(verb).await?;
         start::undefine(&client, vm, verb).await?;
     }

@@ -64,6 +64,14 @@ pub enum Role {
         #[serde(default)]
         received: bool,
     },
+    /// Take over the process that somebody else started here, as it is; if there is none, report it as refused. From then
+    /// on as `Run`.
+    Adopt {
+        /// Running or Paused.
+        power: Power,
+    },
+    /// Hand back what was taken over: its process goes on, and nothing of it is known here any more.
+    Release,
     /// Keep its disks (and its saved memory); no process may be left.
     Hold,
     /// Prepare to receive it: disks made, process waiting, both ends listening. It may not run.

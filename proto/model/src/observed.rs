@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::capabilities::DriverName;
 use crate::migration::{Endpoint, MigrationFigures};
 use crate::task::TaskPhase;
-use crate::vm::Built;
-use crate::{Incarnation, MigrationId, Name, TaskId, VmId};
+use crate::vm::{Built, VmSpec};
+use crate::{HostId, Incarnation, MigrationId, Name, TaskId, VmId};
 
 /// One VM as its host sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +43,38 @@ pub struct ObservedVm {
     pub receive: Option<(MigrationId, ReceiveState)>,
     /// Its part as the source of a migration.
     pub send: Option<(MigrationId, SendState)>,
+}
+
+/// A guest that a host has and nobody in the fleet manages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnmanagedVm {
+    /// Its UUID, which becomes the VM's when it is adopted.
+    pub vm: VmId,
+    /// Its name, as it is there.
+    pub name: String,
+    /// The driver that has it.
+    pub driver: DriverName,
+    /// It has a process.
+    pub running: bool,
+    /// How it is built; none when that cannot be said.
+    pub spec: Option<VmSpec>,
+    /// Why it cannot be said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub problem: String,
+    /// What the spec has no word for, in document order. It stays as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+}
+
+/// The same, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unmanaged {
+    /// The host.
+    pub host: HostId,
+    /// Its name.
+    pub host_name: Name,
+    /// The guest.
+    pub guest: UnmanagedVm,
 }
 
 /// Memory saved on the host that reports it.

@@ -23,7 +23,11 @@ records!(Assignment { vm, name, incarnation, continues, spec, role, built }; |as
         model::Role::Send { limits, .. } => {
             limits.validate().map_err(|e| without_spec(e).under("role.send"))
         }
-        model::Role::Run { .. } | model::Role::Hold | model::Role::Discard { .. } => Ok(()),
+        model::Role::Run { .. }
+        | model::Role::Adopt { .. }
+        | model::Role::Release
+        | model::Role::Hold
+        | model::Role::Discard { .. } => Ok(()),
     }
 });
 
@@ -41,6 +45,8 @@ oneofs!(Role in role {
     Receive "receive" { migration, limits, disks } as Receive,
     Send "send" { migration, endpoint, limits, step, power } as Send,
     Discard "discard" { elsewhere } as Discard,
+    Adopt "adopt" { power } as Adopt,
+    Release "release",
 });
 
 choices!(SendStep { Copy, Switch, Cancel });
@@ -67,6 +73,10 @@ mod observed {
         resumed_at_ms,
         built
     });
+
+    records!(UnmanagedVm { vm, name, driver, running, spec, problem, left_out });
+
+    records!(Unmanaged { host, host_name, guest });
 
     records!(SavedFile { path, size_bytes, incarnation });
 

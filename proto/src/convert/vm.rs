@@ -81,9 +81,12 @@ records!([default] VmStatus {
     last_host,
     built,
     pending,
+    adoption,
 });
 
 records!(Built { cpus, mem_mib, disks, nics, layout, note }; |built| built.validate());
+
+choices!(Adoption { Asked, Done, Leaving });
 
 choices!([default] VmPhase { Stopped, Pending, Starting, Running, Paused, Saved, Failed, Deleting });
 

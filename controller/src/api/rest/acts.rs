@@ -1,9 +1,10 @@
 //! What is done to objects rather than written in them: power, tasks, cancelling, deciding; and tokens.
 
 use axum::http::StatusCode;
+use dunlin_model::observed::Unmanaged;
 use dunlin_model::task::Act;
 use dunlin_model::vm::Power;
-use dunlin_model::{Kind, Timestamp};
+use dunlin_model::{Invalid, Kind, Timestamp};
 use dunlin_proto::v1::fleet_server::Fleet as _;
 use dunlin_proto::{Wire as _, v1};
 use schemars::JsonSchema;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::incoming::Incoming;
 use super::objects::{made, model, shown};
+use super::questions::ours;
 use super::route::{DRY_RUN, Served};
 use super::{Rest, json};
 
@@ -32,6 +34,56 @@ pub(super) fn power(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
             revision: incoming.if_match()?,
         };
         shown(rest.api.set_power(incoming.request(ask)?).await?.into_inner())
+    })
+}
+
+/// Which guest is adopted, and as what.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdoptBody {
+    /// The guest's name as it is there, or its uid.
+    name: String,
+    /// Only on this host; needed when several have one of that name.
+    #[serde(default)]
+    host: String,
+    /// What the VM is to be called; as it is called there when empty.
+    #[serde(default)]
+    rename: String,
+    /// The project it goes to; `default` when empty.
+    #[serde(default)]
+    project: String,
+}
+
+/// Guests that nobody in the fleet manages.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct UnmanagedVms {
+    items: Vec<Unmanaged>,
+}
+
+pub(super) fn list_unmanaged(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
+    Box::pin(async move {
+        let asked = incoming.request(v1::ListUnmanagedRequest {})?;
+        let told = rest.api.list_unmanaged(asked).await?.into_inner().vms;
+        let items: Result<Vec<Unmanaged>, Invalid> = told.into_iter().map(TryInto::try_into).collect();
+        Ok(json(StatusCode::OK, &UnmanagedVms { items: items.map_err(ours)? }))
+    })
+}
+
+pub(super) fn adopt(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
+    Box::pin(async move {
+        let dry_run = incoming.flag(&DRY_RUN)?;
+        let AdoptBody { name, host, rename, project } = incoming.body().await?;
+        let idempotency_key = incoming.key();
+        let ask = v1::AdoptRequest { idempotency_key, name, host, rename, project, dry_run };
+        shown(rest.api.adopt(incoming.request(ask)?).await?.into_inner())
+    })
+}
+
+pub(super) fn release(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
+    Box::pin(async move {
+        let dry_run = incoming.flag(&DRY_RUN)?;
+        let ask = v1::ReleaseRequest { idempotency_key: incoming.key(), vm: incoming.name(), dry_run };
+        shown(rest.api.release(incoming.request(ask)?).await?.into_inner())
     })
 }
 

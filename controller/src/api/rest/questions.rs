@@ -128,6 +128,6 @@ pub(super) fn apply_balance(rest: &Rest, mut incoming: Incoming) -> Served<'_> {
 }
 
 /// An answer of ours that cannot be read.
-fn ours(invalid: Invalid) -> Refused {
+pub(super) fn ours(invalid: Invalid) -> Refused {
     Fault { code: ErrorCode::Internal, ..Fault::from(invalid) }.into()
 }

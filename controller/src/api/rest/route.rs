@@ -8,7 +8,7 @@ use dunlin_model::Kind;
 use dunlin_model::advice::{BalancePlan, Capacity, DrainPlan, Explanation};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use super::acts::{DecideBody, PowerBody, TaskBody, Token, TokenBody};
+use super::acts::{AdoptBody, DecideBody, PowerBody, TaskBody, Token, TokenBody, UnmanagedVms};
 use super::blobs::Stored;
 use super::incoming::Incoming;
 use super::problem::Refused;
@@ -270,6 +270,30 @@ fn of_acts() -> Vec<Route> {
             CHANGE,
             (Takes::Json(schema::<PowerBody>), Answers::Object(Kind::Vm)),
             acts::power,
+        ),
+        act(
+            (Method::GET, "/v1/unmanaged"),
+            Some(Kind::Vm),
+            ("list_unmanaged", "Guests on the hosts that nobody in the fleet manages"),
+            &[],
+            (Takes::Nothing, Answers::Json(schema::<UnmanagedVms>)),
+            acts::list_unmanaged,
+        ),
+        act(
+            (post.clone(), "/v1/unmanaged/adopt"),
+            Some(Kind::Vm),
+            ("adopt_vm", "Take a guest under management, where it is and as it is"),
+            WRITE,
+            (Takes::Json(schema::<AdoptBody>), Answers::Object(Kind::Vm)),
+            acts::adopt,
+        ),
+        act(
+            (post.clone(), "/v1/vms/{name}/release"),
+            Some(Kind::Vm),
+            ("release_vm", "Hand an adopted VM back as it is"),
+            WRITE,
+            (Takes::Nothing, Answers::Object(Kind::Vm)),
+            acts::release,
         ),
         created(act(
             (post.clone(), "/v1/tasks"),

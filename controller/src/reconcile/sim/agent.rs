@@ -211,7 +211,7 @@ impl Host {
     }
 
     fn assign(&mut self, one: &Assignment, rng: &mut Rng, now: u64) {
-        if matches!(one.role, Role::Discard { .. }) {
+        if matches!(one.role, Role::Discard { .. } | Role::Release) {
             self.processes.remove(&one.vm);
             self.disk.remove(&one.vm);
             return;
@@ -237,7 +237,8 @@ impl Host {
             Role::Hold => self.hold(one),
             Role::Receive { migration, .. } => self.receive(one, *migration, rng, now),
             Role::Send { migration, step, power, .. } => self.send(one, *migration, *step, *power, rng, now),
-            Role::Discard { .. } => {}
+            Role::Adopt { power } => self.run(one, *power, None, true, rng, now),
+            Role::Discard { .. } | Role::Release => {}
         }
     }
 

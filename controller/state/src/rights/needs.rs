@@ -141,6 +141,13 @@ impl State {
                 Asked { more: moves.then_some(Need { verb, kind, scope }).into_iter().collect(), ..asked }
             }
             Write::SetPower { uid, .. } => Asked::about(Verb::Operate, self, Kind::Vm, uid.0),
+            Write::AdoptVm { name, spec, .. } => {
+                let asked = Asked::new(Verb::Create, Kind::Vm, Scope::Project(&spec.project), name);
+                // What runs on a host is its keeper's to give.
+                let host = Need { verb: Verb::Operate, kind: Kind::Host, scope: Scope::Fleet };
+                Asked { more: vec![host], ..asked }
+            }
+            Write::ReleaseVm { uid } => Asked::about(Verb::Delete, self, Kind::Vm, uid.0),
             Write::DeleteVm { uid } => Asked::about(Verb::Delete, self, Kind::Vm, uid.0),
             Write::UpdateHost { uid, .. } => Asked::about(Verb::Update, self, Kind::Host, uid.0),
             Write::RemoveHost { uid, .. } => Asked::about(Verb::Delete, self, Kind::Host, uid.0),

@@ -4,7 +4,7 @@ use dunlin_model::decision::Decision;
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::{Host, HostPhase};
 use dunlin_model::migration::MigrationPhase;
-use dunlin_model::vm::{Built, Power, RestartPolicy, Vm, VmPhase};
+use dunlin_model::vm::{Adoption, Built, Power, RestartPolicy, Vm, VmPhase};
 use dunlin_model::{ErrorCode, Generation, HostId, Incarnation, VmId};
 
 use super::{RESTARTS_MAX, STEADY_RUN_MS, VmEvent, enter, fresh_incarnation, unbind};
@@ -144,6 +144,9 @@ pub(crate) fn observe(
             let message = format!("{} bytes of memory are kept", saved.size_bytes);
             note(draft, &vm, EventLevel::Normal, "VmSaved", message);
         }
+        Seen::Refused { message } if vm.status.adoption == Some(Adoption::Asked) => {
+            super::adopt::refused(draft, &mut vm, message)?;
+        }
         Seen::Refused { message } => {
             enter(draft, &mut vm, VmEvent::Fail)?;
             unbind(&mut vm);
@@ -217,7 +220,12 @@ fn runs(
     // What was saved is in memory again, and the disks move on from it: it must never be restored twice.
     vm.status.saved = None;
     keep_disks_here(vm);
+    let adopted = vm.status.adoption == Some(Adoption::Asked);
+    if adopted {
+        vm.status.adoption = Some(Adoption::Done);
+    }
     let (reason, message) = match (before, vm.status.phase) {
+        (VmPhase::Starting, _) if adopted => ("VmAdopted", "it goes on as it was, and the fleet manages it"),
         (VmPhase::Starting, _) => ("VmStarted", "its vCPUs are ready"),
         (VmPhase::Running, VmPhase::Paused) => ("VmPaused", "its vCPUs stand still"),
         (VmPhase::Paused, VmPhase::Running) => ("VmResumed", "its vCPUs run again"),

@@ -3,7 +3,7 @@
 use dunlin_model::capabilities::{DriverPower, unsupported};
 use dunlin_model::event::EventLevel;
 use dunlin_model::host::Host;
-use dunlin_model::vm::{Built, Power, Vm, VmPhase, VmSpec, VmStatus};
+use dunlin_model::vm::{Adoption, Built, Power, Vm, VmPhase, VmSpec, VmStatus};
 use dunlin_model::{ErrorCode, Invalid, Kind, Labels, Level, Name, Revision, Secret, VmId, meta};
 
 use super::{VmEvent, enter};
@@ -50,7 +50,7 @@ pub(crate) fn create_all(draft: &mut Draft, vms: &[NewVm]) -> Result<(), Rejecte
     Ok(())
 }
 
-fn check_spec(state: &State, spec: &VmSpec) -> Result<(), Rejected> {
+pub(super) fn check_spec(state: &State, spec: &VmSpec) -> Result<(), Rejected> {
     spec.validate()?;
     for image in spec.images() {
         state.find::<dunlin_model::image::Image>(image)?;
@@ -238,7 +238,11 @@ pub(crate) fn forget(draft: &mut Draft, uid: VmId) -> Result<(), Rejected> {
         return Err(Rejected::new(ErrorCode::WrongState, message));
     }
     draft.state.fences.remove(&uid);
-    draft.event(EventLevel::Normal, "VmDeleted", &vm, "nothing of it is left");
+    let (reason, message) = match vm.status.adoption {
+        Some(Adoption::Leaving) => ("VmReleased", "it is not the fleet's any more"),
+        _ => ("VmDeleted", "nothing of it is left"),
+    };
+    draft.event(EventLevel::Normal, reason, &vm, message);
     draft.remove(Kind::Vm, uid.0);
     Ok(())
 }

@@ -90,6 +90,20 @@ pub struct VmStatus {
     pub restarts: u32,
     /// Since when it is in this phase.
     pub since: Timestamp,
+    /// It ran before it was the fleet's, and can be handed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<Adoption>,
+}
+
+/// How a VM that somebody else started stands to the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Adoption {
+    /// Its host was told to take it over, as it is.
+    Asked,
+    /// The fleet manages it.
+    Done,
+    /// It is being handed back: it goes on, and nobody here manages it.
+    Leaving,
 }
 
 impl VmStatus {
