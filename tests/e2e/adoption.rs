@@ -1,5 +1,6 @@
 //! Guests that were there before the fleet.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -72,11 +73,9 @@ fn sees(fleet: &Fleet, names: &[&str]) -> anyhow::Result<()> {
     })
 }
 
-/// The QEMU processes with that UUID.
+/// The QEMU processes with that UUID, wherever their files are.
 fn pids(vm: &str) -> Vec<i32> {
-    let all = process::below(&std::env::temp_dir()).into_iter();
-    let mut pids: Vec<_> =
-        all.filter(|one| one.mentions("qemu-system") && one.mentions(vm)).map(|one| one.pid).collect();
+    let mut pids: Vec<_> = process::guests(Path::new(""), vm).into_iter().map(|one| one.pid).collect();
     pids.sort_unstable();
     pids
 }

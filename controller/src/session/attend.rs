@@ -347,6 +347,7 @@ const fn word(message: Option<&from_agent::Message>) -> &'static str {
         Some(from_agent::Message::Samples(_)) => "samples",
         Some(from_agent::Message::Pong(_)) => "pong",
         Some(from_agent::Message::Capabilities(_)) => "capabilities",
+        Some(from_agent::Message::Unmanaged(_)) => "unmanaged",
         None => "unknown",
     }
 }
