@@ -259,6 +259,7 @@ impl Write {
         match self.inner() {
             Self::CreateVm { spec, .. } | Self::UpdateVm { spec, .. } => of(spec),
             Self::CreateVms { vms } => vms.iter().map(|vm| of(&vm.spec)).max().unwrap_or_default(),
+            Self::AdoptVm { .. } | Self::ReleaseVm { .. } => Level::ADOPTION,
             Self::UpdateHost { resources, .. } if !resources.is_empty() => Level::RESOURCES,
             _ => Level::OLDEST,
         }
