@@ -22,8 +22,8 @@ use dunlin_model::recommendation::{
 use dunlin_model::task::{Act, DrainProgress, Task, TaskPhase, TaskSpec, TaskStatus};
 use dunlin_model::vm::{
     AccelChoice, Adoption, Arch, Boot, CloudInit, Disk, DiskBus, DiskFormat, DiskSource, FileRef, Mac,
-    MachineType, Nic, NicModel, NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope, SimSpec,
-    Vm, VmPhase, VmSpec, VmStatus, Vnc, VncPort, Wants,
+    MachineType, Nic, NicModel, NicNetwork, Placement, Power, RestartPolicy, Rule, SavedState, Scope,
+    SimSpec, Vm, VmPhase, VmSpec, VmStatus, Vnc, VncPort, Wants,
 };
 use dunlin_model::{
     Generation, Incarnation, Kind, Labels, Metadata, MigrationId, Name, Resource, Revision, Secret, Timestamp,

@@ -174,6 +174,7 @@ const WATCH: &[&Param] = &[&KINDS, &NAME, &LABEL_SELECTOR, &FIELD_SELECTOR, &AFT
 pub(super) fn routes() -> Vec<Route> {
     let mut all: Vec<Route> = Kind::ALL.into_iter().flat_map(of_kind).collect();
     all.extend(of_acts());
+    all.extend(of_adoption());
     all.extend(of_advice());
     all.extend(of_streams());
     all
@@ -259,6 +260,36 @@ fn act(
     Route { method, path, kind, id, summary, params, takes, answers, status: 200, serve }
 }
 
+/// Guests that run already, taken over and handed back.
+fn of_adoption() -> Vec<Route> {
+    vec![
+        act(
+            (Method::GET, "/v1/unmanaged"),
+            Some(Kind::Vm),
+            ("list_unmanaged", "Guests on the hosts that nobody in the fleet manages"),
+            &[],
+            (Takes::Nothing, Answers::Json(schema::<UnmanagedVms>)),
+            acts::list_unmanaged,
+        ),
+        act(
+            (Method::POST, "/v1/unmanaged/adopt"),
+            Some(Kind::Vm),
+            ("adopt_vm", "Take a guest under management, where it is and as it is"),
+            WRITE,
+            (Takes::Json(schema::<AdoptBody>), Answers::Object(Kind::Vm)),
+            acts::adopt,
+        ),
+        act(
+            (Method::POST, "/v1/vms/{name}/release"),
+            Some(Kind::Vm),
+            ("release_vm", "Hand an adopted VM back as it is"),
+            WRITE,
+            (Takes::Nothing, Answers::Object(Kind::Vm)),
+            acts::release,
+        ),
+    ]
+}
+
 fn of_acts() -> Vec<Route> {
     let (post, put) = (Method::POST, Method::PUT);
     let created = |route: Route| Route { status: 201, ..route };
@@ -270,30 +301,6 @@ fn of_acts() -> Vec<Route> {
             CHANGE,
             (Takes::Json(schema::<PowerBody>), Answers::Object(Kind::Vm)),
             acts::power,
-        ),
-        act(
-            (Method::GET, "/v1/unmanaged"),
-            Some(Kind::Vm),
-            ("list_unmanaged", "Guests on the hosts that nobody in the fleet manages"),
-            &[],
-            (Takes::Nothing, Answers::Json(schema::<UnmanagedVms>)),
-            acts::list_unmanaged,
-        ),
-        act(
-            (post.clone(), "/v1/unmanaged/adopt"),
-            Some(Kind::Vm),
-            ("adopt_vm", "Take a guest under management, where it is and as it is"),
-            WRITE,
-            (Takes::Json(schema::<AdoptBody>), Answers::Object(Kind::Vm)),
-            acts::adopt,
-        ),
-        act(
-            (post.clone(), "/v1/vms/{name}/release"),
-            Some(Kind::Vm),
-            ("release_vm", "Hand an adopted VM back as it is"),
-            WRITE,
-            (Takes::Nothing, Answers::Object(Kind::Vm)),
-            acts::release,
         ),
         created(act(
             (post.clone(), "/v1/tasks"),
