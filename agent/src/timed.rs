@@ -15,6 +15,7 @@ use dunlin_model::observed::Sample;
 use dunlin_model::{Incarnation, VmId};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::metrics;
 
@@ -31,9 +32,12 @@ async fn timed<T>(
     verb: &'static str,
     work: impl Future<Output = DriverResult<T>>,
 ) -> DriverResult<T> {
-    let began = Instant::now();
-    let done = work.await;
-    let name = driver.to_string();
+    let (began, name) = (Instant::now(), driver.to_string());
+    let span = match QUIET.contains(&verb) {
+        true => tracing::Span::none(),
+        false => tracing::info_span!("verb", driver = name, verb),
+    };
+    let done = work.instrument(span).await;
     metrics::VERB.observe(&[&name, verb], began.elapsed());
     let took_ms = began.elapsed().as_millis();
     match &done {

@@ -34,6 +34,9 @@ pub(crate) struct Cli {
     /// How to print objects
     #[arg(long, short = 'o', global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
+    /// OpenTelemetry collector to send spans to, over gRPC, as in http://127.0.0.1:4317 [env: DUNLIN_OTLP_ENDPOINT]
+    #[arg(long, global = true, value_name = "URL", hide_short_help = true)]
+    pub(crate) otlp_endpoint: Option<String>,
     #[command(subcommand)]
     pub(crate) noun: Noun,
 }

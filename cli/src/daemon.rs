@@ -9,10 +9,13 @@ use dunlin_pki::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{AgentArgs, DaemonArgs, DriverArg, LogFormat};
 use crate::client::endpoint;
 use crate::failure::{Failure, chain};
+use crate::trace::{Sender, Traces};
 use crate::verbs::vm_flags::once;
 
 /// Threads of a controller: one for the API and sessions, one so that raft is never behind them.
@@ -28,7 +31,7 @@ const LIBVIRT_URI: &str = "qemu:///system";
 /// What is logged when nobody asks for anything else: what we say ourselves. openraft tells every missed heartbeat as an
 /// error, and what matters of it is told by `controller/src/raft`; the others have nothing to say that their callers do
 /// not. `RUST_LOG=debug` keeps them quiet too; `RUST_LOG=openraft=info` asks for one of them.
-const LOGS: &str = "info,openraft=off,sled=warn,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,reqwest=warn,rustls=warn";
+const LOGS: &str = "info,openraft=off,opentelemetry-otlp=off,sled=warn,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,reqwest=warn,rustls=warn";
 
 /// One controller of the cluster, as typed: `ID=API_ADDRESS/RAFT_ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +58,18 @@ impl FromStr for MemberArg {
 }
 
 /// Runs a controller until it is told to stop.
-pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Failure> {
-    begin(args.log_json || args.log_format == LogFormat::Json, args.own_session, logs)?;
+pub(crate) fn controller(
+    args: DaemonArgs,
+    logs: Option<&str>,
+    collector: Option<&str>,
+) -> Result<(), Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
+    let runtime = runtime.map_err(Failure::io("starting the runtime"))?;
+    let sender = Sender { service: "dunlin-controller", instance: args.id.to_string(), root: None };
+    let collector = collector.map(|endpoint| (endpoint, sender));
+    let json = args.log_json || args.log_format == LogFormat::Json;
+    let traces = runtime.block_on(async { begin(json, args.own_session, logs, collector) })?;
     // The log holds the key of the cluster's authority: nothing a controller writes is anybody else's to read.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let me = args.members.iter().find(|member| member.id.0 == args.id).cloned().ok_or_else(|| {
@@ -110,23 +123,30 @@ pub(crate) fn controller(args: DaemonArgs, logs: Option<&str>) -> Result<(), Fai
         snapshots: dunlin_controller::raft::SnapshotPolicy::default(),
         level: Level(args.level),
     };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROLLER_THREADS).enable_all().build();
-    runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
+    runtime.block_on(async {
         let stop = on_signal()?;
-        dunlin_controller::run(config, stop.cancelled_owned())
-            .await
-            .map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
+        let done = dunlin_controller::run(config, stop.cancelled_owned()).await;
+        end(traces).await;
+        done.map_err(|e| Failure::Local(format!("controller: {}", chain(&e))))
     })
 }
 
 /// Runs an agent until it is told to stop. Its guests go on.
-pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> {
-    begin(args.log_json || args.log_format == LogFormat::Json, args.own_session, logs)?;
+pub(crate) fn agent(args: AgentArgs, logs: Option<&str>, collector: Option<&str>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(AGENT_BLOCKING_THREADS_MAX)
+        .thread_stack_size(AGENT_STACK_BYTES)
+        .build();
+    let runtime = runtime.map_err(Failure::io("starting the runtime"))?;
     let name = match args.name {
         Some(name) => name,
         None => node_name()?,
     };
+    let sender = Sender { service: "dunlin-agent", instance: name.to_string(), root: None };
+    let collector = collector.map(|endpoint| (endpoint, sender));
+    let json = args.log_json || args.log_format == LogFormat::Json;
+    let traces = runtime.block_on(async { begin(json, args.own_session, logs, collector) })?;
     let config = dunlin_agent::Config {
         data_dir: args.data_dir,
         controllers: args.controllers.iter().map(|text| endpoint(text)).collect::<Result<_, Invalid>>()?,
@@ -150,16 +170,11 @@ pub(crate) fn agent(args: AgentArgs, logs: Option<&str>) -> Result<(), Failure> 
         level: Level(args.level),
         networks: args.networks.iter().map(network).collect::<Result<_, _>>()?,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(AGENT_BLOCKING_THREADS_MAX)
-        .thread_stack_size(AGENT_STACK_BYTES)
-        .build();
-    runtime.map_err(Failure::io("starting the runtime"))?.block_on(async {
+    runtime.block_on(async {
         let stop = on_signal()?;
-        dunlin_agent::run(config, stop.cancelled_owned())
-            .await
-            .map_err(|e| Failure::Local(format!("agent: {}", chain(&e))))
+        let done = dunlin_agent::run(config, stop.cancelled_owned()).await;
+        end(traces).await;
+        done.map_err(|e| Failure::Local(format!("agent: {}", chain(&e))))
     })
 }
 
@@ -195,20 +210,30 @@ fn node_name() -> Result<Name, Failure> {
 }
 
 /// Logs to standard error, as told by `RUST_LOG`; in a session of its own when `up` started it, so that neither a
-/// closed terminal nor Ctrl-C in it ends the fleet.
-fn begin(json: bool, own_session: bool, asked: Option<&str>) -> Result<(), Failure> {
+/// closed terminal nor Ctrl-C in it ends the fleet. Spans go to a collector, when there is one, whatever is logged.
+fn begin(
+    json: bool,
+    own_session: bool,
+    asked: Option<&str>,
+    collector: Option<(&str, Sender)>,
+) -> Result<Option<Traces>, Failure> {
     if own_session {
         // Fails only for a process that leads its group already, and then there is nothing to leave.
         let _ = rustix::process::setsid();
     }
     let filter = log_filter(asked)?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        logs.json().init();
-    } else {
-        logs.with_ansi(false).init();
+    let begun = collector.map(|(endpoint, sender)| Traces::begin(endpoint, sender)).transpose()?;
+    let (traces, spans) = begun.unzip();
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = if json { logs.json().boxed() } else { logs.with_ansi(false).boxed() };
+    tracing_subscriber::registry().with(spans).with(logs.with_filter(filter)).init();
+    Ok(traces)
+}
+
+async fn end(traces: Option<Traces>) {
+    if let Some(traces) = traces {
+        traces.end().await;
     }
-    Ok(())
 }
 
 /// What is logged, with what the environment asks for laid over it.

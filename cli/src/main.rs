@@ -9,6 +9,7 @@ mod failure;
 mod identity;
 mod local;
 mod output;
+mod trace;
 mod verbs;
 mod wait;
 
@@ -35,19 +36,24 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let contexts = contexts_path();
+    let collector = cli
+        .otlp_endpoint
+        .clone()
+        .or_else(|| std::env::var("DUNLIN_OTLP_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty()));
     match cli.noun {
         Noun::Controller(ControllerArgs { verb: None, daemon: Some(args) }) => {
-            daemon::controller(args, logs().as_deref())
+            daemon::controller(args, logs().as_deref(), collector.as_deref())
         }
         Noun::Restore(args) => verbs::backup::restore(&args),
-        Noun::Agent(args) => daemon::agent(args, logs().as_deref()),
+        Noun::Agent(args) => daemon::agent(args, logs().as_deref(), collector.as_deref()),
         Noun::Up(args) => client_runtime()?.block_on(local::up(args, &contexts)),
         Noun::Down(args) => local::down(&args, &contexts),
         _ => {
             let endpoint = std::env::var("DUNLIN_ENDPOINT").ok();
             let token = std::env::var("DUNLIN_API_TOKEN").ok().filter(|token| !token.is_empty());
             let token = token.map(dunlin_model::Secret::new);
-            client_runtime()?.block_on(verbs::run(cli, &verbs::Surroundings { contexts, endpoint, token }))
+            let surroundings = verbs::Surroundings { contexts, endpoint, token };
+            client_runtime()?.block_on(trace::command(collector.as_deref(), verbs::run(cli, &surroundings)))
         }
     }
 }

@@ -22,4 +22,5 @@ mod provider;
 mod restart;
 mod rights;
 mod site;
+mod traces;
 mod upgrade;
