@@ -1,6 +1,6 @@
 # What one does here. Everything is in the scripts: tests/install, tests/guest/build, tests/demo, tests/run, .ci/run.
 
-.PHONY: help demo demo-down test lint bench chaos fuzz sim install guest
+.PHONY: help demo demo-down demo-drivers demo-drivers-down test lint bench chaos fuzz sim install guest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 \t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -11,6 +11,14 @@ demo: install guest ## three controllers, three hosts, six real guests, on this 
 
 demo-down: ## remove every process, namespace and file of the demo
 	tests/demo down
+
+demo-drivers: guest ## a QEMU, a libvirt, a container and a user mode host in one fleet, by the same verbs; as root
+	@tests/install drivers
+	cargo build --locked --release
+	tests/demo-drivers
+
+demo-drivers-down: ## remove every process and file of that demo
+	tests/demo-drivers down
 
 test: ## every test, the ones with real guests included
 	tests/run

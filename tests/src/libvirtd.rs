@@ -1,8 +1,7 @@
 //! A libvirtd that has a machine for itself, as far as it can see: mount, network, host name and process name spaces of its
 //! own. Nothing of it is left when it is dropped.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,27 +12,6 @@ use crate::eventually;
 
 /// libvirtd is up in a second; its first look at QEMU takes it four, on a busy builder ten times that.
 const UP_WITHIN: Duration = Duration::from_secs(60);
-
-/// Binds the host's folders over the usual ones, and becomes its first process. $1 is the host's folder, $2 its name.
-const SETTLE: &str = r#"
-set -e
-mount --make-rprivate /
-for pair in etc:/etc/libvirt run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
-    mkdir -p "$1/${pair%%:*}" "${pair#*:}"
-    mount --bind "$1/${pair%%:*}" "${pair#*:}"
-done
-for file in passwd group; do cp "/etc/$file" "$1/$file"; done
-grep -q ^libvirt-qemu: "$1/passwd" || echo libvirt-qemu:x:64055:64055::/var/lib/libvirt:/bin/false >>"$1/passwd"
-for group in libvirt-qemu:64055 kvm:64056 libvirt:64057; do
-    grep -q "^${group%%:*}:" "$1/group" || echo "${group%%:*}:x:${group#*:}:" >>"$1/group"
-done
-for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
-hostname "$2"
-ip link set lo up
-umount -q /sys/fs/cgroup/unified 2>/dev/null || true
-libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1 &
-wait
-"#;
 
 /// One host.
 #[derive(Debug)]
@@ -63,23 +41,14 @@ impl Libvirtd {
 
     fn start(name: &str) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("lv").tempdir()?;
-        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-        let etc = dir.path().join("etc");
-        fs::create_dir(&etc)?;
-        let open = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_level = 3\n";
-        fs::write(etc.join("libvirtd.conf"), format!("{open}host_uuid = \"{}\"\n", uuid.trim()))?;
-        let alone = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nsecurity_driver = \"none\"\n\
-            namespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
-        fs::write(etc.join("qemu.conf"), alone)?;
-        let child = Command::new("unshare")
-            .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-c", SETTLE, "sh"])
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("libvirt-host");
+        let child = Command::new(script)
             .arg(dir.path())
             .arg(name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .context("running unshare, as root")?;
+            .context("running tests/libvirt-host, as root")?;
         let host = Self { dir, child };
         eventually("libvirtd listens", UP_WITHIN, || {
             std::os::unix::net::UnixStream::connect(host.socket()).map_err(|e| e.to_string())

@@ -1,7 +1,8 @@
 //! Domains that somebody else made: listed, taken under management where they are, and given back as they were.
 //!
 //! Nothing of a domain is changed by any of this but a mark in its metadata; its process never notices. What our spec has
-//! no word for stays in libvirt's own document, which is never written anew for a guest that was adopted.
+//! no word for stays in libvirt's own document: when an adopted guest is started again, only what is asked otherwise is
+//! changed in it ([`super::graft`]).
 
 use std::sync::Arc;
 
@@ -53,6 +54,12 @@ async fn look(client: &Client, vm: VmId, name: String) -> DriverResult<Foreign> 
         Ok(Parsed { mut spec, ignored, .. }) => {
             let still = matches!(state.state, state::PAUSED | state::PM_SUSPENDED);
             spec.power = if still { Power::Paused } else { Power::Running };
+            // What runs lists what its model comes to on this host; what was asked for is in the definition.
+            let ask = DomainGetXml { domain: domain(vm), flags: start::XML_INACTIVE };
+            let defined = client.call(&ask).await.map_err(|e| failed(verb, &e))?;
+            if let Ok(defined) = parse(defined.as_bytes(), IGNORE) {
+                spec.cpu_model = defined.spec.cpu_model;
+            }
             (Ok(spec), ignored)
         }
         Err(error) => (Err(error.to_string()), Vec::new()),
@@ -89,7 +96,7 @@ pub(super) async fn adopt(site: &Arc<Site>, vm: VmId, incarnation: Incarnation) 
             start::note_disks(site, &client, vm, disks).await?;
         }
     }
-    mark(&client, vm, Some(guest_mark(incarnation))).await?;
+    mark(&client, vm, Some(guest_mark(incarnation, true))).await?;
     site.guests.came_up(vm, verb).await?;
     site.look(&client, vm, verb).await?;
     console::serve(site, vm, &offers);
@@ -109,7 +116,7 @@ pub(super) async fn release(site: &Arc<Site>, vm: VmId) -> DriverResult<()> {
 }
 
 /// Writes or removes the mark, in what runs and in what is defined, where there is either.
-async fn mark(client: &Client, vm: VmId, mark: Option<String>) -> DriverResult<()> {
+pub(super) async fn mark(client: &Client, vm: VmId, mark: Option<String>) -> DriverResult<()> {
     for flags in [verbs::AFFECT_LIVE, verbs::AFFECT_CONFIG] {
         let key = mark.as_ref().map(|_| "dunlin".to_owned());
         let uri = Some(NAMESPACE.to_owned());

@@ -160,7 +160,9 @@ impl Guests {
         let vm = record.vm;
         {
             let mut known = self.known();
-            record.revision = known.get(&vm).map_or(record.revision, |known| known.record.revision) + 1;
+            let before = known.get(&vm).map_or(record.revision, |known| known.record.revision);
+            // One that was forgotten has left its revision behind, which an older one would never get past.
+            record.revision = before.max(self.shelf.last(vm)) + 1;
             known.insert(
                 vm,
                 Known { record: record.clone(), seen: Seen::default(), told: None, console: None },
@@ -378,6 +380,29 @@ mod tests {
 
     fn seen(state: i32, reason: i32) -> Option<DomainState> {
         Some(DomainState { state, reason })
+    }
+
+    /// A guest that was forgotten and is started again, by the same driver, is found by the next one.
+    #[tokio::test]
+    async fn what_is_started_again_is_written_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        let vm: VmId = "6ecd1b2e-0000-4000-8000-000000000001".parse().expect("uid");
+        let record = |number| Record::new(vm, "web".parse().expect("name"), Incarnation(number));
+        let found = || {
+            let next = Guests::new(Shelf::new(dir.path().to_owned()));
+            next.load("list").expect("load");
+            next.record(vm)
+        };
+        let guests = Arc::new(Guests::new(Shelf::new(dir.path().to_owned())));
+        guests.load("list").expect("load");
+        guests.place(record(3)).await.expect("place");
+        guests.came_up(vm, "start").await.expect("up");
+        guests.remove(vm, "forget").expect("forget");
+        assert_eq!(found(), None);
+        guests.place(record(4)).await.expect("place");
+        assert_eq!(found(), guests.record(vm));
+        guests.came_up(vm, "start").await.expect("up");
+        assert!(found().is_some_and(|found| found.started && found.incarnation == Incarnation(4)));
     }
 
     /// A state becomes a guest's; an end stays one, whatever is seen after it; an old look changes nothing; and a notice

@@ -13,7 +13,7 @@ use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
 
 use super::client::Uri;
-use super::launch;
+use super::{graft, launch};
 use crate::domain_xml::NAMESPACE;
 use crate::hypervisor::{Launch, LaunchNic};
 
@@ -107,12 +107,7 @@ impl Landing {
                 _ => {}
             }
         }
-        cuts.sort_by_key(|(range, _)| range.start);
-        let mut moved = xml.to_owned();
-        for (range, text) in cuts.into_iter().rev() {
-            moved.replace_range(range, &text);
-        }
-        Ok(moved)
+        Ok(graft::cut(xml, cuts))
     }
 }
 
@@ -121,6 +116,30 @@ pub(super) fn incarnation_of(xml: &str) -> Option<Incarnation> {
     let document = Document::parse(xml).ok()?;
     let mark = document.descendants().find(|node| node.has_tag_name((NAMESPACE, "guest")))?;
     mark.attribute("incarnation")?.parse().ok().map(Incarnation)
+}
+
+/// Is it a domain that somebody else made, and the fleet manages?
+pub(super) fn is_adopted(xml: &str) -> bool {
+    let Ok(document) = Document::parse(xml) else { return false };
+    let mark = document.descendants().find(|node| node.has_tag_name((NAMESPACE, "guest")));
+    mark.is_some_and(|mark| mark.attribute("adopted") == Some("yes"))
+}
+
+/// The name in a domain's document, and where it stands.
+fn name(xml: &str) -> Option<(Range<usize>, String)> {
+    let document = Document::parse(xml).ok()?;
+    let name = document.root_element().children().find(|child| child.has_tag_name("name"))?.first_child()?;
+    Some((name.range(), name.text()?.trim().to_owned()))
+}
+
+/// The name in a domain's document.
+pub(super) fn name_of(xml: &str) -> Option<String> {
+    name(xml).map(|(_, name)| name)
+}
+
+/// The document with another name in it.
+pub(super) fn renamed(xml: &str, to: &str) -> String {
+    graft::cut(xml, name(xml).map(|(range, _)| (range, escaped(to))).into_iter().collect())
 }
 
 fn attribute(node: Node<'_, '_>, name: &str, value: &str) -> Option<(Range<usize>, String)> {
@@ -135,6 +154,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain_xml::guest_mark;
 
     /// Only what is the destination's changes: files, interfaces, the log and the incarnation; and what says nothing of
     /// them stays as it is.
@@ -159,6 +179,12 @@ mod tests {
             taps: vec![Some("tap9".into())],
         };
         assert_eq!(incarnation_of("<domain/>"), None);
+        let adopted = format!("<domain><name>a&amp;b</name>{}</domain>", guest_mark(Incarnation(3), true));
+        assert!(
+            is_adopted(&adopted) && !is_adopted(&adopted.replace("yes", "no")) && !is_adopted("<domain/>")
+        );
+        assert_eq!(name_of(&adopted).as_deref(), Some("a&b"));
+        assert_eq!(name_of(&renamed(&adopted, "c")).as_deref(), Some("c"));
         let here = xml([
             "/a/kernel",
             "/a/disk",

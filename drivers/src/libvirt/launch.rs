@@ -7,14 +7,20 @@ use dunlin_model::Name;
 use dunlin_model::vm::{AccelChoice, Arch, Boot, Disk, DiskBus, DiskSource, FileRef, NicNetwork, VmSpec};
 use roxmltree::Document;
 
-use super::fail;
 use super::offers::{Kind, Offers};
+use super::{fail, graft};
 use crate::domain_xml::{OnHost, write_for_host};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Launch, LaunchNic};
 
-/// The domain of a launch. `log`: where the guest's serial port is kept.
-pub(super) fn domain_of(launch: &Launch, offers: &Offers, log: &str) -> DriverResult<String> {
+/// The domain of a launch. `log`: where the guest's serial port is kept. `theirs`: a definition that is its owner's, which
+/// stays but for what is asked otherwise.
+pub(super) fn domain_of(
+    launch: &Launch,
+    offers: &Offers,
+    log: &str,
+    theirs: Option<&str>,
+) -> DriverResult<String> {
     let kind = kind(&launch.spec, offers)?;
     let emulated = matches!(kind.domain.as_str(), "qemu" | "kvm");
     let host = OnHost {
@@ -25,7 +31,12 @@ pub(super) fn domain_of(launch: &Launch, offers: &Offers, log: &str) -> DriverRe
         spare: emulated,
     };
     let refused = |words: String| fail("start", DriverErrorKind::Refused, words);
-    write_for_host(&launch.name, launch.vm, &resolved(launch)?, &host).map_err(|e| refused(e.to_string()))
+    let now = resolved(launch)?;
+    let ours = write_for_host(&launch.name, launch.vm, &now, &host).map_err(|e| refused(e.to_string()))?;
+    match theirs {
+        Some(theirs) => graft::graft(theirs, &ours, &now, launch).map_err(refused),
+        None => Ok(ours),
+    }
 }
 
 /// Which of the offered kinds of guests it is to be.

@@ -14,6 +14,7 @@
 pub mod client;
 mod console;
 mod foreign;
+mod graft;
 mod guests;
 mod landing;
 mod launch;

@@ -33,9 +33,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Client, ClientError, Uri};
-use super::landing::{Landing, incarnation_of};
+use super::landing::{Landing, incarnation_of, is_adopted, name_of, renamed};
 use super::link::{Site, domain};
 use super::record::{Outgoing, Record, Stage};
+use super::start::XML_SECURE_INACTIVE;
 use super::verbs::now_ms;
 use super::wire::calls::{
     DomainAbortJob, DomainGetJobStats, DomainGetXml, DomainMigrateBegin, DomainMigrateConfirm,
@@ -52,6 +53,8 @@ mod flag {
     pub(super) const LIVE: u32 = 1;
     pub(super) const PAUSED: u32 = 1 << 5;
     pub(super) const NON_SHARED_DISK: u32 = 1 << 6;
+    /// What is defined goes along with what runs.
+    pub(super) const PERSIST_DEST: u32 = 1 << 3;
     /// The job lasts from Begin to Confirm, and ends with our connection.
     pub(super) const CHANGE_PROTECTION: u32 = 1 << 8;
     /// Which disks are shared is known here, and how they are cached is not libvirt's to judge.
@@ -59,7 +62,8 @@ mod flag {
 }
 
 /// Documents with passwords in them, and without what only this host has.
-const XML_SECURE_MIGRATABLE: u32 = 1 | 8;
+const XML_SECURE_MIGRATABLE: u32 = 1 | XML_MIGRATABLE;
+const XML_MIGRATABLE: u32 = 8;
 /// Between two looks at how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Starting a QEMU that waits: a second; four when that daemon sees this QEMU for the first time.
@@ -203,8 +207,8 @@ async fn copy(site: &Site, plan: &Plan) -> Result<Ways, String> {
     let domain = domain(plan.vm);
     // A destination that was told to let go has no definition any more, or another one's.
     let ask = DomainGetXml { domain: domain.clone(), flags: 0 };
-    let waits = far.call(&ask).await.ok().and_then(|xml| incarnation_of(&xml));
-    if waits != Some(plan.landing.incarnation) {
+    let waits = far.call(&ask).await.unwrap_or_default();
+    if incarnation_of(&waits) != Some(plan.landing.incarnation) {
         return Err("the destination does not wait for it".to_owned());
     }
     // Not every hypervisor can be told.
@@ -212,7 +216,10 @@ async fn copy(site: &Site, plan: &Plan) -> Result<Ways, String> {
         DomainMigrateSetMaxDowntime { domain: domain.clone(), ms: plan.limits.downtime_ms, flags: 0 };
     let _ = near.call(&downtime).await;
     let ask = DomainGetXml { domain: domain.clone(), flags: XML_SECURE_MIGRATABLE };
-    let xml = plan.landing.transplant(&near.call(&ask).await.map_err(say)?)?;
+    let runs = near.call(&ask).await.map_err(say)?;
+    let xml = plan.landing.transplant(&runs)?;
+    // It is waited for under the name it has in the fleet.
+    let name = name_of(&waits).unwrap_or_else(|| plan.record.name.to_string());
     let local =
         plan.record.local_disks.iter().map(|(target, ..)| text_param("migrate_disks", target.as_str()));
     let mut common: Vec<Param> = local.collect();
@@ -220,10 +227,17 @@ async fn copy(site: &Site, plan: &Plan) -> Result<Ways, String> {
     if !common.is_empty() {
         flags |= flag::NON_SHARED_DISK;
     }
-    common.push(text_param("destination_name", plan.record.name.as_str()));
+    common.push(text_param("destination_name", name.as_str()));
     common.push(text_param("listen_address", plan.landing.address.as_str()));
     if plan.limits.bandwidth_mib_s > 0 {
         common.push(number_param("bandwidth", plan.limits.bandwidth_mib_s));
+    }
+    if is_adopted(&runs) {
+        // Its definition is its owner's, and has more in it than the destination could know.
+        let ask = DomainGetXml { domain: domain.clone(), flags: XML_SECURE_INACTIVE | XML_MIGRATABLE };
+        let kept = plan.landing.transplant(&near.call(&ask).await.map_err(say)?)?;
+        common.push(text_param("persistent_xml", renamed(&kept, &name)));
+        flags |= flag::PERSIST_DEST;
     }
     let with = |more: &[(&str, &str)]| {
         let more = more.iter().map(|(field, text)| text_param(field, *text));

@@ -187,6 +187,12 @@ impl Shelf {
         Ok(())
     }
 
+    /// The highest revision there was of a guest's record, removed or not.
+    pub(super) fn last(&self, vm: VmId) -> u64 {
+        let written = self.written.lock().expect("no code panics while it holds this lock");
+        written.get(&vm).copied().unwrap_or_default()
+    }
+
     /// Removes everything kept of a guest but its log. `last`: no revision up to it comes back.
     pub(super) fn remove(&self, vm: VmId, last: u64) -> io::Result<()> {
         let mut written = self.written.lock().expect("no code panics while it holds this lock");

@@ -15,12 +15,13 @@ use super::offers::Offers;
 use super::record::Record;
 use super::wire::Fault;
 use super::wire::calls::{
-    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainGetBlockInfo, DomainIsActive,
-    DomainRestore, DomainRestoreFlags, DomainResume, DomainUndefineFlags,
+    DomainCreate, DomainCreateWithFlags, DomainDefineXml, DomainDestroy, DomainGetBlockInfo, DomainGetXml,
+    DomainIsActive, DomainRestore, DomainRestoreFlags, DomainResume, DomainUndefineFlags,
 };
 use super::wire::fault::NO_DOMAIN;
-use super::{console, fail, fail_io, failed, launch, moves};
+use super::{console, fail, fail_io, failed, foreign, launch, moves};
 use crate::DriverError;
+use crate::domain_xml::guest_mark;
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Guest, Launch, LaunchMode};
 
@@ -31,6 +32,9 @@ const CREATE_PAUSED: u32 = 1;
 /// What a restored guest does, whatever it did when it was saved.
 const RESTORE_RUNNING: u32 = 2;
 const RESTORE_PAUSED: u32 = 4;
+/// A definition with passwords in it, whatever runs.
+pub(super) const XML_SECURE_INACTIVE: u32 = 1 | XML_INACTIVE;
+pub(super) const XML_INACTIVE: u32 = 2;
 /// Undefine with everything kept of it: managed save, snapshots' and checkpoints' metadata, firmware variables.
 const UNDEFINE_ALL: u32 = 1 | 2 | 4 | 16;
 
@@ -50,17 +54,23 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
     let log = log
         .to_str()
         .ok_or_else(|| fail("start", DriverErrorKind::Refused, "the agent's folder is not text"))?;
-    let xml = launch::domain_of(&launch, &offers, log)?;
+    let theirs = theirs(site, &client, vm).await?;
+    let xml = launch::domain_of(&launch, &offers, log, theirs.as_deref())?;
     let record = Record {
         ever_ran: !launch.paused && landing.is_none(),
         incoming: landing,
         has_display: launch.spec.vnc.is_some(),
+        adopted: theirs.is_some(),
         ..Record::new(vm, launch.name.clone(), launch.incarnation)
     };
     site.guests.place(record).await?;
     match bring_up(site, &client, &launch, xml).await {
         Ok(()) => {}
         Err(error) => {
+            if theirs.is_some() {
+                // It was off before, so what came up is this start's.
+                let _ = client.call(&DomainDestroy { domain: domain(vm) }).await;
+            }
             clear(site, &client, vm, "start").await?;
             return Err(error);
         }
@@ -75,6 +85,27 @@ pub(super) async fn start(site: &Arc<Site>, launch: Launch) -> DriverResult<Gues
     site.look(&client, vm, "start").await?;
     let gone = || fail("start", DriverErrorKind::Refused, "it was gone as soon as it had come up");
     site.guests.guest(vm).ok_or_else(gone)
+}
+
+/// The definition of a guest that is not the fleet's own: of one that was adopted, and has ended. It is never written anew.
+async fn theirs(site: &Site, client: &Client, vm: VmId) -> DriverResult<Option<String>> {
+    let verb = "start";
+    if site.guests.record(vm).is_some_and(|record| !record.adopted) {
+        return Ok(None);
+    }
+    let xml = match client.call(&DomainGetXml { domain: domain(vm), flags: XML_SECURE_INACTIVE }).await {
+        Ok(xml) => xml,
+        Err(error) if error.is(NO_DOMAIN) => return Ok(None),
+        Err(error) => return Err(failed(verb, &error)),
+    };
+    if client.call(&DomainIsActive { domain: domain(vm) }).await.map_err(|e| failed(verb, &e))? != 0 {
+        return Err(fail(
+            verb,
+            DriverErrorKind::Busy,
+            "libvirt runs a domain with this UUID that is not ours",
+        ));
+    }
+    Ok(Some(xml))
 }
 
 /// Where a guest that comes from another host is waited for.
@@ -134,6 +165,9 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
         ));
     }
     client.call(&DomainDefineXml { xml: xml.clone(), flags: 0 }).await.map_err(|e| say(&e))?;
+    if site.guests.record(vm).is_some_and(|record| record.adopted) {
+        foreign::mark(client, vm, Some(guest_mark(launch.incarnation, true))).await?;
+    }
     match &launch.mode {
         LaunchMode::Restore(file) => {
             let (_, offers) = site.connected(verb).await?;

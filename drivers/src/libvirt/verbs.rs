@@ -11,16 +11,17 @@ use dunlin_model::{Incarnation, VmId};
 use uuid::Uuid;
 
 use super::client::Client;
+use super::landing::is_adopted;
 use super::link::{Site, domain};
 use super::record::{Record, Stage};
 use super::wire::calls::{
-    ConnectGetAllDomainStats, DomainDestroy, DomainGetInfo, DomainReset, DomainResume, DomainSave,
-    DomainSetLifecycleAction, DomainSetMetadata, DomainShutdown, DomainSuspend,
+    ConnectGetAllDomainStats, DomainDestroy, DomainGetInfo, DomainGetXml, DomainReset, DomainResume,
+    DomainSave, DomainSetLifecycleAction, DomainSetMetadata, DomainShutdown, DomainSuspend,
 };
 use super::wire::fault::{NO_DOMAIN, OPERATION_INVALID};
 use super::wire::types::{DomainStats, Param};
 use super::wire::xdr::List;
-use super::{fail, failed, moves, start};
+use super::{fail, failed, foreign, moves, start};
 use crate::DriverError;
 use crate::domain_xml::{NAMESPACE, guest_mark};
 use crate::error::DriverErrorKind;
@@ -126,11 +127,19 @@ pub(super) async fn forget(site: &Site, vm: VmId) -> DriverResult<()> {
     }
     // An adopted one's definition is its owner's, unless it lives on elsewhere.
     let sent = record.outgoing.as_ref().is_some_and(|outgoing| matches!(outgoing.stage, Stage::Sent(_)));
-    if !record.adopted || sent {
-        let client = site.client(verb).await?;
+    let client = site.client(verb).await?;
+    if !sent && (record.adopted || came_adopted(&client, vm).await) {
+        foreign::mark(&client, vm, None).await?;
+    } else {
         start::undefine(&client, vm, verb).await?;
     }
     site.guests.remove(vm, verb)
+}
+
+/// Did it come from a host that had adopted it? Then its definition came with it.
+async fn came_adopted(client: &Client, vm: VmId) -> bool {
+    let ask = DomainGetXml { domain: domain(vm), flags: start::XML_SECURE_INACTIVE };
+    client.call(&ask).await.is_ok_and(|xml| is_adopted(&xml))
 }
 
 pub(super) async fn pause(site: &Arc<Site>, vm: VmId) -> DriverResult<Guest> {
@@ -189,18 +198,19 @@ pub(super) async fn adopt_incarnation(site: &Site, vm: VmId, incarnation: Incarn
     }
     let _claim = site.guests.claim(vm, verb)?;
     site.guests.amend(vm, verb, |record| record.incarnation = incarnation).await?;
+    // The record counts; the mark is for people, and for the host that it moves to.
+    let Ok(client) = site.client(verb).await else { return Ok(()) };
+    let adopted = site.guests.record(vm).is_some_and(|record| record.adopted);
+    let adopted = adopted || came_adopted(&client, vm).await;
     let mark = DomainSetMetadata {
         domain: domain(vm),
         kind: METADATA_ELEMENT,
-        metadata: Some(guest_mark(incarnation)),
+        metadata: Some(guest_mark(incarnation, adopted)),
         key: Some("dunlin".to_owned()),
         uri: Some(NAMESPACE.to_owned()),
         flags: AFFECT_BOTH,
     };
-    // The record counts; the mark is for people.
-    if let Ok(client) = site.client(verb).await
-        && let Err(error) = client.call(&mark).await
-    {
+    if let Err(error) = client.call(&mark).await {
         tracing::debug!(%vm, %error, "the incarnation is not in the domain's metadata");
     }
     Ok(())

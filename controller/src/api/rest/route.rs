@@ -260,7 +260,7 @@ fn act(
     Route { method, path, kind, id, summary, params, takes, answers, status: 200, serve }
 }
 
-/// Guests that run already, taken over and handed back.
+/// Guests that were there before the fleet.
 fn of_adoption() -> Vec<Route> {
     vec![
         act(
