@@ -164,10 +164,11 @@ impl VmEntry {
         }
     }
 
-    /// The same once it runs on that host.
+    /// The same once it has that host: its disks are made, and from no image any more.
     #[must_use]
     pub fn on(vm: &Vm, host: &HostCapabilities) -> Self {
         let mut entry = Self::from_model(vm);
+        entry.demand.images.clear();
         entry.move_needs.extend(seen_features(&vm.spec, host));
         entry
     }
