@@ -278,7 +278,7 @@ mod tests {
             let mac = Some("52:54:00:00:00:02".parse().expect("mac"));
             spec.nics = vec![Nic { mac, model: NicModel::Virtio, network: NicNetwork::User }];
         });
-        for gone in ["/a.raw", "AB", "00:01", "rom"] {
+        for gone in ["/a.raw", "AB", "00:01", "<rom"] {
             assert!(!other.contains(gone), "{gone} in {other}");
         }
         for there in

@@ -39,9 +39,9 @@ use super::record::{Outgoing, Record, Stage};
 use super::start::XML_SECURE_INACTIVE;
 use super::verbs::now_ms;
 use super::wire::calls::{
-    DomainAbortJob, DomainGetJobStats, DomainGetXml, DomainMigrateBegin, DomainMigrateConfirm,
-    DomainMigrateFinish, DomainMigratePerform, DomainMigratePrepare, DomainMigrateSetMaxDowntime,
-    DomainResume, number_param, text_param,
+    DomainAbortJob, DomainDefineXml, DomainGetJobStats, DomainGetXml, DomainMigrateBegin,
+    DomainMigrateConfirm, DomainMigrateFinish, DomainMigratePerform, DomainMigratePrepare,
+    DomainMigrateSetMaxDowntime, DomainResume, number_param, text_param,
 };
 use super::wire::types::{Cookie, JobParams, Param};
 use super::{fail, failed};
@@ -53,8 +53,6 @@ mod flag {
     pub(super) const LIVE: u32 = 1;
     pub(super) const PAUSED: u32 = 1 << 5;
     pub(super) const NON_SHARED_DISK: u32 = 1 << 6;
-    /// What is defined goes along with what runs.
-    pub(super) const PERSIST_DEST: u32 = 1 << 3;
     /// The job lasts from Begin to Confirm, and ends with our connection.
     pub(super) const CHANGE_PROTECTION: u32 = 1 << 8;
     /// Which disks are shared is known here, and how they are cached is not libvirt's to judge.
@@ -232,12 +230,11 @@ async fn copy(site: &Site, plan: &Plan) -> Result<Ways, String> {
     if plan.limits.bandwidth_mib_s > 0 {
         common.push(number_param("bandwidth", plan.limits.bandwidth_mib_s));
     }
-    if is_adopted(&runs) {
-        // Its definition is its owner's, and has more in it than the destination could know.
+    if plan.record.adopted || is_adopted(&runs) {
+        // Its definition is its owner's, and has more in it than the destination can know: it waits for it by that.
         let ask = DomainGetXml { domain: domain.clone(), flags: XML_SECURE_INACTIVE | XML_MIGRATABLE };
         let kept = plan.landing.transplant(&near.call(&ask).await.map_err(say)?)?;
-        common.push(text_param("persistent_xml", renamed(&kept, &name)));
-        flags |= flag::PERSIST_DEST;
+        far.call(&DomainDefineXml { xml: renamed(&kept, &name), flags: 0 }).await.map_err(say)?;
     }
     let with = |more: &[(&str, &str)]| {
         let more = more.iter().map(|(field, text)| text_param(field, *text));

@@ -1,7 +1,7 @@
 //! A libvirtd that has a machine for itself, as far as it can see.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,32 +9,6 @@ use tempfile::TempDir;
 
 /// libvirtd is up in a second; its first look at QEMU takes it four, on a busy builder ten times that.
 const UP_WITHIN: Duration = Duration::from_secs(60);
-
-/// What the daemon's shell does before it becomes libvirtd: binds the host's folders over the usual ones. $1 is the host's
-/// folder, $2 its name.
-const SETTLE: &str = r#"
-set -e
-mount --make-rprivate /
-for pair in etc:/etc/libvirt run:/run/libvirt lib:/var/lib/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
-    mkdir -p "$1/${pair%%:*}" "${pair#*:}"
-    mount --bind "$1/${pair%%:*}" "${pair#*:}"
-done
-# Debian's libvirtd wants its own user to be there, whoever QEMU is to run as; only libvirt-daemon-system makes it.
-for file in passwd group; do cp "/etc/$file" "$1/$file"; done
-grep -q ^libvirt-qemu: "$1/passwd" || echo libvirt-qemu:x:64055:64055::/var/lib/libvirt:/bin/false >>"$1/passwd"
-for group in libvirt-qemu:64055 kvm:64056 libvirt:64057; do
-    grep -q "^${group%%:*}:" "$1/group" || echo "${group%%:*}:x:${group#*:}:" >>"$1/group"
-done
-for file in passwd group; do mount --bind "$1/$file" "/etc/$file"; done
-hostname "$2"
-ip link set lo up
-umount -q /sys/fs/cgroup/unified 2>/dev/null || true
-# The shell stays: as the first process it buries those of libvirtd's that end, and starts it again when it may.
-while sleep 0.1; do
-    [ -e "$1/hold" ] && continue
-    libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/libvirtd.pid" >"$1/libvirtd.out" 2>&1 || true
-done
-"#;
 
 /// One host.
 pub(super) struct Daemon {
@@ -64,27 +38,15 @@ impl Daemon {
     /// Starts it and waits until it listens.
     fn start(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("lv").tempdir().expect("dir");
-        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("a uuid");
-        let etc = dir.path().join("etc");
-        fs::create_dir(&etc).expect("folder");
-        let conf = format!(
-            "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nhost_uuid = \"{}\"\nlog_level = 3\n",
-            uuid.trim()
-        );
-        fs::write(etc.join("libvirtd.conf"), conf).expect("write");
-        let conf = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nsecurity_driver = \"none\"\n\
-            namespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n";
-        fs::write(etc.join("qemu.conf"), conf).expect("write");
-        let child = Command::new("unshare")
-            // With the first process of its process name space everything in it ends, however this test ends.
-            .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
-            .args(["sh", "-c", SETTLE, "sh"])
+        // With the first process of its process name space everything in it ends, however this test ends.
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/libvirt-host");
+        let child = Command::new(script)
             .arg(dir.path())
             .arg(name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .expect("unshare runs, as root");
+            .expect("tests/libvirt-host runs, as root");
         let daemon = Self { dir, child };
         let until = Instant::now() + UP_WITHIN;
         while std::os::unix::net::UnixStream::connect(daemon.socket()).is_err() {
