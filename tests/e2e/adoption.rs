@@ -85,10 +85,15 @@ fn uuid(name: &str) -> String {
     format!("00000000-0000-4000-9200-00000000000{}", &name[4..])
 }
 
+/// Without the empty element that libvirt keeps where a mark has been: nothing in its API takes that away.
+fn unmarked(document: String) -> String {
+    document.lines().filter(|line| line.trim() != "<metadata/>").map(|line| format!("{line}\n")).collect()
+}
+
 /// Three running libvirt guests are shown, adopted where they are, commanded, and handed back: one as it was, one that was
 /// stopped and started in between, one on the other host it was live-migrated to, by way of its own once more; a name that
-/// is taken, and a guest that is not there, are told. The agent is killed when it has been told to adopt and when it has been told to release, the controller
-/// with it. A process that was not told to end is the same one, and their documents say what they said: what we have no word
+/// is taken, and a guest that is not there, are told. The agent is killed when it has been told to adopt and when it has been
+/// told to release, the controller with it. A process that was not told to end is the same one, and their documents say what they said: what we have no word
 /// for too, after the restart and on the other host.
 #[test]
 fn three_running_guests_are_adopted_and_released() -> anyhow::Result<()> {
@@ -102,9 +107,9 @@ fn three_running_guests_are_adopted_and_released() -> anyhow::Result<()> {
     }
     let was: Vec<_> = GUESTS.iter().map(|name| pids(&uuid(name))).collect();
     ensure!(was.iter().all(|pids| pids.len() == 1), "{was:?}");
-    let documents = |name: &str| hosts[0].virsh(&["dumpxml", name]);
+    let documents = |name: &str| hosts[0].virsh(&["dumpxml", name]).map(unmarked);
     let before: Vec<_> = GUESTS.iter().map(|name| documents(name)).collect::<Result<_, _>>()?;
-    let defined = |name: &str| hosts[0].virsh(&["dumpxml", "--inactive", name]);
+    let defined = |name: &str| hosts[0].virsh(&["dumpxml", "--inactive", name]).map(unmarked);
     let defined_before = defined("old-2")?;
 
     enrol(&fleet, &hosts)?;

@@ -172,13 +172,6 @@ pub struct OnHost<'a> {
     pub spare: bool,
 }
 
-/// The element that says that a domain is Dunlin's, which incarnation it carries, and whether somebody else made it.
-#[must_use]
-pub fn guest_mark(incarnation: Incarnation, adopted: bool) -> String {
-    let adopted = if adopted { " adopted='yes'" } else { "" };
-    format!("<dunlin:guest xmlns:dunlin='{NAMESPACE}' incarnation='{}'{adopted}/>", incarnation.0)
-}
-
 /// `on_crash` as libvirt says it.
 const fn on_crash(restart: RestartPolicy) -> &'static str {
     match restart {

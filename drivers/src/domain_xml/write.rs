@@ -85,7 +85,10 @@ impl Text<'_> {
     /// Whose domain it is.
     fn mark(&mut self, host: &OnHost<'_>) {
         self.line(1, format_args!("<metadata>"));
-        self.line(2, format_args!("{}", super::guest_mark(host.incarnation, false)));
+        self.line(
+            2,
+            format_args!("<dunlin:guest xmlns:dunlin='{NAMESPACE}' incarnation='{}'/>", host.incarnation.0),
+        );
         self.line(1, format_args!("</metadata>"));
     }
 

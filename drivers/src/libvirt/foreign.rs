@@ -16,7 +16,7 @@ use super::record::Record;
 use super::wire::calls::{ConnectListAllDomains, DomainGetState, DomainGetXml, DomainSetMetadata};
 use super::wire::fault::{NO_DOMAIN, NO_METADATA};
 use super::{console, fail, failed, guests::state, start, verbs};
-use crate::domain_xml::{NAMESPACE, Options, Parsed, guest_mark, parse};
+use crate::domain_xml::{NAMESPACE, Options, Parsed, parse};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Foreign, Guest};
 
@@ -96,7 +96,7 @@ pub(super) async fn adopt(site: &Arc<Site>, vm: VmId, incarnation: Incarnation) 
             start::note_disks(site, &client, vm, disks).await?;
         }
     }
-    mark(&client, vm, Some(guest_mark(incarnation, true))).await?;
+    mark(&client, vm, Some(Mark { incarnation, adopted: true })).await?;
     site.guests.came_up(vm, verb).await?;
     site.look(&client, vm, verb).await?;
     console::serve(site, vm, &offers);
@@ -115,13 +115,36 @@ pub(super) async fn release(site: &Arc<Site>, vm: VmId) -> DriverResult<()> {
     site.guests.remove(vm, verb)
 }
 
+/// What says that a domain is in the fleet.
+#[derive(Clone, Copy)]
+pub(super) struct Mark {
+    pub(super) incarnation: Incarnation,
+    /// Somebody else made it.
+    pub(super) adopted: bool,
+}
+
+impl Mark {
+    /// Without its namespace: libvirt declares that itself, and refuses an element that does.
+    fn element(self) -> String {
+        let adopted = if self.adopted { " adopted='yes'" } else { "" };
+        format!("<guest incarnation='{}'{adopted}/>", self.incarnation.0)
+    }
+}
+
 /// Writes or removes the mark, in what runs and in what is defined, where there is either.
-pub(super) async fn mark(client: &Client, vm: VmId, mark: Option<String>) -> DriverResult<()> {
+pub(super) async fn mark(client: &Client, vm: VmId, mark: Option<Mark>) -> DriverResult<()> {
     for flags in [verbs::AFFECT_LIVE, verbs::AFFECT_CONFIG] {
         let key = mark.as_ref().map(|_| "dunlin".to_owned());
         let uri = Some(NAMESPACE.to_owned());
         let kind = verbs::METADATA_ELEMENT;
-        let call = DomainSetMetadata { domain: domain(vm), kind, metadata: mark.clone(), key, uri, flags };
+        let call = DomainSetMetadata {
+            domain: domain(vm),
+            kind,
+            metadata: mark.map(Mark::element),
+            key,
+            uri,
+            flags,
+        };
         match client.call(&call).await {
             Err(error) if error.fault().is_none() => return Err(failed("adopt", &error)),
             Err(error) if error.is(NO_DOMAIN) || error.is(NO_METADATA) => {}

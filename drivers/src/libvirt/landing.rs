@@ -154,7 +154,6 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain_xml::guest_mark;
 
     /// Only what is the destination's changes: files, interfaces, the log and the incarnation; and what says nothing of
     /// them stays as it is.
@@ -179,7 +178,9 @@ mod tests {
             taps: vec![Some("tap9".into())],
         };
         assert_eq!(incarnation_of("<domain/>"), None);
-        let adopted = format!("<domain><name>a&amp;b</name>{}</domain>", guest_mark(Incarnation(3), true));
+        let adopted = format!(
+            "<domain><name>a&amp;b</name><d:guest xmlns:d='{NAMESPACE}' incarnation='3' adopted='yes'/></domain>"
+        );
         assert!(
             is_adopted(&adopted) && !is_adopted(&adopted.replace("yes", "no")) && !is_adopted("<domain/>")
         );

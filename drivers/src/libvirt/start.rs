@@ -9,6 +9,7 @@ use dunlin_model::vm::DiskBus;
 use dunlin_model::{Name, VmId};
 
 use super::client::Client;
+use super::foreign::Mark;
 use super::landing::Landing;
 use super::link::{Site, domain};
 use super::offers::Offers;
@@ -21,7 +22,6 @@ use super::wire::calls::{
 use super::wire::fault::NO_DOMAIN;
 use super::{console, fail, fail_io, failed, foreign, launch, moves};
 use crate::DriverError;
-use crate::domain_xml::guest_mark;
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Guest, Launch, LaunchMode};
 
@@ -166,7 +166,7 @@ async fn bring_up(site: &Site, client: &Client, launch: &Launch, xml: String) ->
     }
     client.call(&DomainDefineXml { xml: xml.clone(), flags: 0 }).await.map_err(|e| say(&e))?;
     if site.guests.record(vm).is_some_and(|record| record.adopted) {
-        foreign::mark(client, vm, Some(guest_mark(launch.incarnation, true))).await?;
+        foreign::mark(client, vm, Some(Mark { incarnation: launch.incarnation, adopted: true })).await?;
     }
     match &launch.mode {
         LaunchMode::Restore(file) => {

@@ -11,19 +11,19 @@ use dunlin_model::{Incarnation, VmId};
 use uuid::Uuid;
 
 use super::client::Client;
+use super::foreign::Mark;
 use super::landing::is_adopted;
 use super::link::{Site, domain};
 use super::record::{Record, Stage};
 use super::wire::calls::{
     ConnectGetAllDomainStats, DomainDestroy, DomainGetInfo, DomainGetXml, DomainReset, DomainResume,
-    DomainSave, DomainSetLifecycleAction, DomainSetMetadata, DomainShutdown, DomainSuspend,
+    DomainSave, DomainSetLifecycleAction, DomainShutdown, DomainSuspend,
 };
 use super::wire::fault::{NO_DOMAIN, OPERATION_INVALID};
 use super::wire::types::{DomainStats, Param};
 use super::wire::xdr::List;
 use super::{fail, failed, foreign, moves, start};
 use crate::DriverError;
-use crate::domain_xml::{NAMESPACE, guest_mark};
 use crate::error::DriverErrorKind;
 use crate::hypervisor::{DriverResult, Guest, Run};
 
@@ -34,7 +34,6 @@ const DESTROY_DEADLINE: Duration = Duration::from_secs(60);
 /// Changes that are for the process, and for its definition.
 pub(super) const AFFECT_LIVE: u32 = 1;
 pub(super) const AFFECT_CONFIG: u32 = 2;
-const AFFECT_BOTH: u32 = 3;
 /// What a power-off is followed by.
 const ON_POWEROFF: u32 = 0;
 const ACTION_DESTROY: u32 = 0;
@@ -202,15 +201,8 @@ pub(super) async fn adopt_incarnation(site: &Site, vm: VmId, incarnation: Incarn
     let Ok(client) = site.client(verb).await else { return Ok(()) };
     let adopted = site.guests.record(vm).is_some_and(|record| record.adopted);
     let adopted = adopted || came_adopted(&client, vm).await;
-    let mark = DomainSetMetadata {
-        domain: domain(vm),
-        kind: METADATA_ELEMENT,
-        metadata: Some(guest_mark(incarnation, adopted)),
-        key: Some("dunlin".to_owned()),
-        uri: Some(NAMESPACE.to_owned()),
-        flags: AFFECT_BOTH,
-    };
-    if let Err(error) = client.call(&mark).await {
+    let mark = Mark { incarnation, adopted };
+    if let Err(error) = foreign::mark(&client, vm, Some(mark)).await {
         tracing::debug!(%vm, %error, "the incarnation is not in the domain's metadata");
     }
     Ok(())
