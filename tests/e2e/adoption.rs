@@ -148,7 +148,7 @@ fn three_running_guests_are_adopted_and_released() -> anyhow::Result<()> {
     for own in ["/dev/urandom", "of somebody else", "vmlinux"] {
         ensure!(there.contains(own), "no {own} in {there}");
     }
-    ensure!(!there.contains("dunlin"), "the mark is left in {there}");
+    ensure!(!there.contains("dunlin:guest"), "the mark is left in {there}");
     Ok(())
 }
 
