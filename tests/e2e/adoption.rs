@@ -86,7 +86,7 @@ fn uuid(name: &str) -> String {
 }
 
 /// Without the empty element that libvirt keeps where a mark has been: nothing in its API takes that away.
-fn unmarked(document: String) -> String {
+fn unmarked(document: &str) -> String {
     document.lines().filter(|line| line.trim() != "<metadata/>").map(|line| format!("{line}\n")).collect()
 }
 
@@ -107,9 +107,10 @@ fn three_running_guests_are_adopted_and_released() -> anyhow::Result<()> {
     }
     let was: Vec<_> = GUESTS.iter().map(|name| pids(&uuid(name))).collect();
     ensure!(was.iter().all(|pids| pids.len() == 1), "{was:?}");
-    let documents = |name: &str| hosts[0].virsh(&["dumpxml", name]).map(unmarked);
+    let documents = |name: &str| hosts[0].virsh(&["dumpxml", name]).map(|document| unmarked(&document));
     let before: Vec<_> = GUESTS.iter().map(|name| documents(name)).collect::<Result<_, _>>()?;
-    let defined = |name: &str| hosts[0].virsh(&["dumpxml", "--inactive", name]).map(unmarked);
+    let defined =
+        |name: &str| hosts[0].virsh(&["dumpxml", "--inactive", name]).map(|document| unmarked(&document));
     let defined_before = defined("old-2")?;
 
     enrol(&fleet, &hosts)?;
