@@ -108,6 +108,10 @@ impl World {
                 self.hosts[host].dialling = None;
             }
             let free = self.hosts[host].line.is_none() && self.hosts[host].dialling.is_none();
+            if self.hosts[host].agent.is_some() && self.hosts[host].line.is_none() {
+                // Nothing is at rest while an agent looks for a leader.
+                self.quiet = 0;
+            }
             if !free || self.hosts[host].agent.is_none() || !self.rng.chance(35) {
                 continue;
             }

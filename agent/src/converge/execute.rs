@@ -101,12 +101,6 @@ impl Host {
                 return;
             }
             super::targets::note_leaving(record, desired);
-            if let Role::Run { received: true, .. } = desired.role
-                && record.started.is_some_and(|started| started.incarnation == desired.incarnation)
-            {
-                // From here on it may be let run. Said in the same write, since the guest stands still meanwhile.
-                record.ran = Some(desired.incarnation);
-            }
             if let (None, Some(before), Some(_)) = (&record.built, &record.assignment, &record.started) {
                 // Brought up by an older agent, as it was told then.
                 record.built = Some(Built::of(&before.spec));
@@ -149,11 +143,23 @@ impl Host {
                 tracing::info!(%vm, name = %look.record.name, "destroying its process");
                 self.verb(vm, look, Verb::Destroy).await
             }
-            Step::Pause => self.verb(vm, look, Verb::Pause).await,
-            Step::Resume => self.verb(vm, look, Verb::Resume).await,
+            Step::Pause | Step::Resume => {
+                self.note_arrival(vm, look).await?;
+                let verb = if *step == Step::Pause { Verb::Pause } else { Verb::Resume };
+                self.verb(vm, look, verb).await
+            }
             Step::Switch => self.verb(vm, look, Verb::Switch).await,
             Step::CallOff => self.verb(vm, look, Verb::CallOff).await,
         }
+    }
+
+    /// From here on a guest that was received may run. Not written a moment earlier: while bytes of it are on their way the
+    /// loss of this host ends the attempt alone, its source has the guest.
+    async fn note_arrival(&self, vm: VmId, look: &Look) -> Result<(), Trouble> {
+        let Some(guest) = look.guest.as_ref().filter(|guest| guest.run == Run::Arrived) else {
+            return Ok(());
+        };
+        self.amend(vm, |record| record.ran = Some(guest.incarnation)).await
     }
 
     /// Calls a verb, and looks at what has come of it, whether or not it worked.

@@ -188,3 +188,22 @@ async fn nothing_was_received() {
     assert!(matches!(seen.process, Process::Ended { ever_ran: false, .. }), "{seen:?}");
     assert!(pair.there.sim().memory(ONE).is_none());
 }
+
+/// The destination is told to run the guest and loses its power before the last bytes of it have come: it never ran
+/// there, whatever was told, and the source may go on.
+#[tokio::test]
+async fn the_power_goes_before_it_had_everything() {
+    let mut pair = Pair::new().await;
+    pair.copy().await;
+    pair.tell_destination(2, received()).await;
+    pair.there.kill().await;
+    pair.fake.lost(pair.to);
+    let driver = pair.there.config.data_dir.join("test");
+    // Held by the driver until the last of it is gone.
+    eventually("the driver's end", async || SimDriver::open(SimConfig::new(&driver)).await.ok()).await;
+    std::fs::remove_dir_all(&driver).unwrap();
+    pair.there.start().await;
+    pair.tell_destination(2, received()).await;
+    let seen = pair.fake.sees("nothing", pair.to, ONE, has_ended).await;
+    assert!(matches!(seen.process, Process::Ended { ever_ran: false, .. }), "{seen:?}");
+}
